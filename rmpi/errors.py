@@ -93,4 +93,13 @@ class RemoteError(RmpiError):
 
 
 class LaunchError(RmpiError):
-    """A host, file or option the launcher cannot use: says which, and what to do."""
+    """A host, file or option the launcher cannot use: says which, and what to do.
+
+    Attributes:
+        status: What ``rmpi-run`` exits with: 2 for options and hostfiles, 127 for a program that does not
+            exist, 126 for one that cannot be run, 125 for everything else (hosts, ssh, ports).
+    """
+
+    def __init__(self, message: str, *, status: int = 125) -> None:
+        super().__init__(message)
+        self.status = status
