@@ -1,0 +1,1 @@
+"""Frames between processes: one endpoint per place, one link per pair and medium."""

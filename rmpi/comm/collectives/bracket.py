@@ -1,0 +1,72 @@
+"""The one bracketing: in which order a reduction combines the ranks' values, whatever the algorithm.
+
+It is the binary tree over adjacent ranks, and a function of ``size`` alone. With 2^k the largest power of
+two not above ``size``, the first ``size - 2^k`` *pairs* of ranks are folded into one block each, every
+other rank is a block of its own, and the 2^k blocks are combined by halves. For 6 ranks
+
+    ((0 1) (2 3)) (4 5)        blocks: 0 1 | 2 3 | 4 | 5
+
+So the operands are always in rank order, operators need not commute, and rounding is the same with every
+algorithm and root, from run to run, on one machine or ten.
+
+Each block has a *head*, the rank that acts for it: the root if it is a member, else the lower one. At level
+i, block b meets block b ^ 2^i: their subtrees are neighbours, and of two heads the lower rank is on the
+left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """One rank's place in the bracketing.
+
+    Attributes:
+        block: Its block, and ``root_block`` that of the root.
+        head: The rank that acts for the block: maybe this one.
+        mate: The other rank of the block, if there is one.
+        peers: The heads this block meets, level by level, if its own head goes on to the end.
+    """
+
+    block: int
+    root_block: int
+    head: int
+    mate: int | None
+    peers: tuple[int, ...]
+
+    def gives_at(self, level: int) -> bool:
+        """Whether, on the way to the root, this block hands its result over at ``level`` and is done."""
+        return bool((self.block ^ self.root_block) >> level & 1)
+
+
+@lru_cache(maxsize=4096)
+def seat(rank: int, size: int, root: int = 0) -> Seat:
+    """Where ``rank`` sits in the bracketing of ``size`` ranks, with results wanted at ``root``."""
+    levels = size.bit_length() - 1
+    block = _block(rank, size)
+    members = _members(block, size)
+    peers = tuple(_head(block ^ (1 << level), size, root) for level in range(levels))
+    mate = sum(members) - rank if len(members) == 2 else None
+    return Seat(block, _block(root, size), _head(block, size, root), mate, peers)
+
+
+def _folded(size: int) -> int:
+    return size - (1 << (size.bit_length() - 1))
+
+
+def _block(rank: int, size: int) -> int:
+    folded = _folded(size)
+    return rank // 2 if rank < 2 * folded else rank - folded
+
+
+def _members(block: int, size: int) -> tuple[int, ...]:
+    folded = _folded(size)
+    return (2 * block, 2 * block + 1) if block < folded else (block + folded,)
+
+
+def _head(block: int, size: int, root: int) -> int:
+    members = _members(block, size)
+    return root if root in members else members[0]

@@ -1,0 +1,179 @@
+"""Operators: how a reduction combines two values.
+
+``operator(left, right)`` combines what comes from lower ranks (left) with what comes from higher ones
+(right), so an operator need not commute; it must be associative up to rounding. Neither operand is changed,
+and an operator of yours must not change them either.
+
+Three kinds:
+
+- The built-ins `SUM`, `PROD`, `MIN` and `MAX`: element by element for arrays (`numpy.add`, …), the Python
+  operator for everything else (``+`` also joins strings). A NaN makes the result of MIN and MAX a NaN,
+  for floats as for arrays.
+- A NumPy ufunc of two inputs and one output, applied as it is.
+- Any other callable of two arguments, called with whole values. (`numpy.matmul` is of this kind too: it is
+  a *generalised* ufunc, which cannot be applied to parts of an array.)
+
+The invariant that the choice of algorithm rests on: `Operator.exact_for` is True only where equal operands
+give equal bits on every machine. That is less than one would think. NumPy picks its inner loops by what the
+processor can do, and with AVX2 or AVX512 switched off (``NPY_DISABLE_CPU_FEATURES``, NumPy 2.4) other bits
+were seen from complex multiply (fused multiply-add), power, arctan2, and fmin and fmax of signed zeros. So
+exact is what a list names, and all others are applied on one rank per element, whose result is sent to the
+rest.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from rmpi.errors import UsageError
+
+_EXACT_UFUNCS = frozenset(
+    {np.add, np.subtract, np.multiply, np.minimum, np.maximum}
+    | {np.bitwise_and, np.bitwise_or, np.bitwise_xor, np.logical_and, np.logical_or, np.logical_xor}
+    | {np.gcd, np.lcm}
+)
+
+
+class Operator:
+    """A named way to combine two values.
+
+    Args:
+        function: A NumPy ufunc of two inputs and one output, or any callable of two arguments.
+        name: The same on every rank: ranks that reduce with differently named operators are told so.
+            By default the ufunc's name, or the module and name of the callable.
+        commutes: Operands may change places.
+        reproducible: False gives up equal bits from run to run. With ``commutes=True`` it permits orders
+            other than the binary tree over adjacent ranks.
+
+    Raises:
+        UsageError: ``function`` cannot be called with two values.
+    """
+
+    __slots__ = ("_exact", "_function", "_ufunc", "commutes", "name", "reproducible")
+
+    def __init__(
+        self,
+        function: Callable[[Any, Any], Any],
+        *,
+        name: str | None = None,
+        commutes: bool = False,
+        reproducible: bool = True,
+    ) -> None:
+        _check(function)
+        self.name = name or _name(function)
+        self.commutes = commutes
+        self.reproducible = reproducible
+        self._function = function
+        self._ufunc = function if isinstance(function, np.ufunc) and function.signature is None else None
+        # np.multiply may be given complex scalars too, which it rounds as the processor likes.
+        self._exact = self._ufunc in _EXACT_UFUNCS and self._ufunc is not np.multiply
+
+    def __call__(self, left: Any, right: Any) -> Any:
+        """Combine two values, left from the lower ranks. For ufuncs the result is always a new value."""
+        return self.combine(left, right)
+
+    def combine(self, left: Any, right: Any, into: object = None) -> Any:
+        """Combine two values, in the memory of ``into`` where possible; then the result *is* ``into``.
+
+        ``into`` is whatever belongs to the caller of this method, often one of the operands. It is used when
+        it and both operands are arrays of one shape and dtype, which the operator keeps.
+        """
+        ufunc = self._ufunc
+        if ufunc is None or not (isinstance(left, np.ndarray) or isinstance(right, np.ndarray)):
+            return self._function(left, right)
+        if _fits(ufunc, left, right, into):
+            return ufunc(left, right, out=into)
+        return np.asanyarray(ufunc(left, right))  # a ufunc of 0-d arrays returns a scalar
+
+    def exact_for(self, value: object) -> bool:
+        """Whether equal operands like ``value`` surely give equal bits wherever this is applied.
+
+        Of values that are not arrays only that is looked at, because ranks may bring different types.
+        """
+        if self._ufunc is None or not isinstance(value, np.ndarray):
+            return self._exact
+        fused = self._ufunc is np.multiply and value.dtype.kind == "c"
+        return self._ufunc in _EXACT_UFUNCS and not fused
+
+    def keeps(self, dtype: np.dtype[Any]) -> bool:
+        """Whether arrays of ``dtype`` are combined element by element into the same dtype."""
+        return self._ufunc is not None and not dtype.hasobject and _keeps(self._ufunc, dtype)
+
+    def __repr__(self) -> str:
+        return f"<Operator {self.name}>"
+
+
+def as_operator(op: Operator | Callable[[Any, Any], Any]) -> Operator:
+    """``op`` as an `Operator`: one already, a NumPy ufunc, or a callable of two arguments.
+
+    Raises:
+        UsageError: It is none of these.
+    """
+    return op if isinstance(op, Operator) else Operator(op)
+
+
+def _check(function: object) -> None:
+    if isinstance(function, np.ufunc) and (function.nin, function.nout) != (2, 1):
+        raise UsageError(
+            f"a reduction combines two values into one, but {_name(function)} takes {function.nin} and "
+            f"returns {function.nout}; use a ufunc like numpy.add"
+        )
+    if not callable(function):
+        raise UsageError(
+            "op must be rmpi.SUM, PROD, MIN or MAX, an Operator, a NumPy ufunc of two inputs, or a callable "
+            f"of two arguments, not {function!r}"
+        )
+
+
+def _name(function: object) -> str:
+    if isinstance(function, np.ufunc):
+        short = function.__name__
+        return f"numpy.{short}" if getattr(np, short, None) is function else f"ufunc {short}"
+    if not hasattr(function, "__qualname__"):  # an object; its repr may have an address in it
+        function = type(function)
+    return f"{function.__module__}.{function.__qualname__}"
+
+
+def _fits(ufunc: np.ufunc, left: Any, right: Any, into: Any) -> bool:
+    return (
+        type(into) is type(left) is type(right) is np.ndarray
+        and into.shape == left.shape == right.shape
+        and into.dtype == left.dtype == right.dtype
+        and into.flags.writeable
+        and _keeps(ufunc, into.dtype)
+    )
+
+
+@lru_cache(maxsize=256)
+def _keeps(ufunc: np.ufunc, dtype: np.dtype[Any]) -> bool:
+    try:
+        found = ufunc.resolve_dtypes((dtype, dtype, None))
+    except TypeError:  # no loop for this dtype: applying it will say so better
+        return False
+    return bool(found == (dtype, dtype, dtype))
+
+
+def _builtin(name: str, ufunc: np.ufunc, function: Callable[[Any, Any], Any]) -> Operator:
+    made = Operator(function, name=name, commutes=True)
+    made._ufunc = ufunc
+    made._exact = True
+    return made
+
+
+def _min(left: Any, right: Any) -> Any:
+    return right if right < left or right != right else left  # only a NaN differs from itself
+
+
+def _max(left: Any, right: Any) -> Any:
+    return right if right > left or right != right else left
+
+
+SUM = _builtin("SUM", np.add, operator.add)
+PROD = _builtin("PROD", np.multiply, operator.mul)
+MIN = _builtin("MIN", np.minimum, _min)
+MAX = _builtin("MAX", np.maximum, _max)

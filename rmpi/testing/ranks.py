@@ -1,0 +1,164 @@
+"""Ranks as threads of this process, over memory links: four ranks in a test, for the price of four threads.
+
+`run_ranks` is for breadth: every number of ranks, every root, thousands of programs. The whole communicator
+runs as it does between processes, except for starting, dying and the kernel. The `Fabric` stands where the
+router stands in a job: it makes links, tells everybody who has ended, and settles mismatches.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+from rmpi.comm.communicator import Comm
+from rmpi.deadline import Deadline
+from rmpi.errors import CollectiveMismatch, DeadlineExceeded, PeerExited, PeerLost, RankFailed
+from rmpi.places.calls import CallBook, Report
+from rmpi.transport.endpoint import Endpoint
+from rmpi.transport.memory import MemoryLink
+
+T = TypeVar("T")
+
+CONTEXT = 0x7261_6E6B_7300
+HOST = "this process"
+
+
+class Fabric:
+    """``size`` endpoints in one process, and what a router would do for them."""
+
+    def __init__(self, size: int, unmatched_limit: int = 1 << 30) -> None:
+        self._lock = threading.Lock()
+        self._pairs: set[tuple[int, int]] = set()
+        self._calls = CallBook()
+        self.endpoints = [
+            Endpoint(
+                ident,
+                partial(self.connect, ident),
+                unmatched_limit=unmatched_limit,
+                mismatched=partial(self._mismatched, ident),
+                name_of="rank {}".format,
+            )
+            for ident in range(size)
+        ]
+        self.comms = [
+            Comm(endpoint, _Keeper(self, endpoint.ident), range(size), CONTEXT, [HOST] * size)
+            for endpoint in self.endpoints
+        ]
+
+    def connect(self, first: int, second: int) -> None:
+        """Make the link of a pair, once."""
+        pair = (min(first, second), max(first, second))
+        with self._lock:
+            if pair in self._pairs:
+                return
+            self._pairs.add(pair)
+        one, two = self.endpoints[first], self.endpoints[second]
+        links = MemoryLink.pair((first, one, one.notify), (second, two, two.notify))
+        one.crank.post(partial(one.add_link, links[0]))
+        two.crank.post(partial(two.add_link, links[1]))
+
+    def _mismatched(self, ident: int, arrival: Any, _called: int) -> None:
+        self.comms[ident].report_mismatch(arrival)
+
+    def report(self, ident: int, context: int, sequence: int, fingerprint: int, what: str) -> None:
+        """A rank says what it called. If that disagrees, break the communicator on every rank."""
+        with self._lock:
+            verdict = self._calls.report(context, sequence, Report(f"rank {ident}", fingerprint, what))
+        if verdict is not None:
+            for endpoint in self.endpoints:
+                error = CollectiveMismatch(verdict)
+                endpoint.crank.post(partial(endpoint.break_contexts, [context, context + 1], error))
+
+    def ended(self, ident: int, error: PeerLost) -> None:
+        """Tell everybody that a rank has ended."""
+        for endpoint in self.endpoints:
+            if endpoint.ident != ident:
+                endpoint.crank.post(partial(endpoint.peer_ended, ident, error))
+
+    def close(self) -> None:
+        for endpoint in self.endpoints:
+            endpoint.close()
+
+
+class _Keeper:
+    def __init__(self, fabric: Fabric, ident: int) -> None:
+        self._fabric = fabric
+        self._ident = ident
+
+    def called(self, context: int, sequence: int, fingerprint: int, what: str) -> None:
+        self._fabric.report(self._ident, context, sequence, fingerprint, what)
+
+    def mismatch(self, context: int, sequence: int, fingerprint: int, what: str, other: int) -> None:
+        self.called(context, sequence, fingerprint, what)
+        theirs = self._fabric.comms[other].call(sequence)
+        if theirs is not None:
+            self._fabric.report(other, context, sequence, theirs.fingerprint, str(theirs))
+
+    def leave(self) -> None:
+        self._fabric.endpoints[self._ident].finish()
+
+
+def run_ranks(
+    size: int,
+    main: Callable[..., T],
+    *args: Any,
+    timeout: float = 30.0,
+    unmatched_limit: int = 1 << 30,
+) -> list[T]:
+    """Run ``main(comm, *args)`` on ``size`` ranks, a thread each; the results in rank order.
+
+    Raises:
+        ExceptionGroup: Some ranks raised: *every* failure, each with a note that names its rank.
+        DeadlineExceeded: Not all had ended after ``timeout`` seconds; the text has every rank's stack.
+    """
+    fabric = Fabric(size, unmatched_limit)
+    results: list[Any] = [None] * size
+    errors: list[tuple[int, BaseException]] = []
+
+    def run(rank: int) -> None:
+        try:
+            results[rank] = main(fabric.comms[rank], *args)
+            fabric.endpoints[rank].finish(Deadline.after(timeout))
+        except BaseException as error:
+            error.add_note(f"in rank {rank} of {size}")
+            errors.append((rank, error))
+            fabric.ended(rank, RankFailed(rank, HOST, f"{type(error).__name__}: {error}"))
+        else:
+            fabric.ended(rank, PeerExited(f"rank {rank} has ended, and everything it sent was received"))
+
+    threads = [threading.Thread(target=run, args=(rank,), name=f"rank {rank}") for rank in range(size)]
+    _run_threads(threads, fabric, timeout)
+    if errors:
+        failures = [error for _, error in sorted(errors, key=lambda pair: pair[0])]
+        raise BaseExceptionGroup(f"{len(failures)} of {size} ranks failed", failures)
+    return results
+
+
+def _run_threads(threads: list[threading.Thread], fabric: Fabric, timeout: float) -> None:
+    deadline = Deadline.after(timeout)
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            thread.join(deadline.left())
+        stuck = [thread for thread in threads if thread.is_alive()]
+        stacks = _stacks(stuck)
+    finally:
+        fabric.close()
+        for thread in threads:
+            thread.join(5.0)
+    if stuck:
+        raise DeadlineExceeded(f"ranks had not ended after {timeout} s:\n{stacks}")
+
+
+def _stacks(threads: list[threading.Thread]) -> str:
+    frames = sys._current_frames()
+    return "\n".join(
+        f"{thread.name}:\n{''.join(traceback.format_stack(frames[thread.ident]))}"
+        for thread in threads
+        if thread.ident in frames
+    )

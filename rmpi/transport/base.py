@@ -1,0 +1,190 @@
+"""The waist: what an endpoint asks of a link, and what a link asks of its endpoint.
+
+A link carries frames between two endpoints over one medium, in order, in both directions. It decides
+nothing: it does not match, count credit or know a communicator. An endpoint polls its links and hands
+frames to them; nobody else does.
+
+    send(frame)       the frame is on its way when this returns, and the caller may change its memory:
+                      what the medium does not take at once is copied. Only for small frames.
+    stream(transfer)  a large payload: DATA frames leave piece by piece, behind all small frames that are
+                      waiting, straight from the sender's memory. `Transfer.finish` is called at the end.
+    flush()           push what waits; True when nothing is left
+    receive()         what has come, as complete frames; memory for payloads comes from `Sink.lend`
+    fileno()          what to sleep on, or -1 for a link that rings its endpoint's doorbell instead
+
+Every medium passes the same tests (`rmpi.testing.conformance`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from rmpi.transport.matching import Operation
+from rmpi.wire.frames import CHUNK, Buffer, Frame, Kind
+
+
+class Sink(Protocol):
+    """Whoever gets the frames that come over a link: an endpoint, or a node."""
+
+    def lend(self, frame: Frame) -> list[memoryview]:
+        """Memory for the payload of ``frame``, whose header and metadata have come."""
+
+
+class Transfer(Operation):
+    """A message's way out. Small ones are done at once; large ones when their last byte has left."""
+
+    __slots__ = (
+        "context",
+        "destination",
+        "fingerprint",
+        "granted",
+        "length",
+        "message",
+        "metadata",
+        "offset",
+        "segments",
+        "source",
+        "table",
+        "tag",
+    )
+
+    def __init__(
+        self,
+        source: int,
+        destination: int,
+        context: int,
+        tag: int,
+        fingerprint: int,
+        metadata: bytes,
+        segments: Sequence[Buffer],
+        length: int,
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.destination = destination
+        self.context = context
+        self.tag = tag
+        self.fingerprint = fingerprint
+        self.metadata = metadata
+        self.segments = segments
+        self.length = length
+        self.message = 0
+        self.offset = 0  # bytes handed to the medium
+        self.granted = False
+        self.table: dict[int, Transfer] | None = None  # where it is listed until done
+
+    def offer(self, message: int, table: dict[int, Transfer]) -> None:
+        """Become an offered message with this number, listed in ``table`` until done."""
+        self.message = message
+        self.table = table
+        table[message] = self
+
+    def finish(self, error: BaseException | None = None) -> None:
+        if self.table is not None:
+            self.table.pop(self.message, None)
+        super().finish(error)
+
+    def frame(self, kind: Kind) -> Frame:
+        """This message's EAGER or OFFER frame."""
+        return Frame(
+            kind,
+            self.source,
+            self.destination,
+            self.context,
+            self.tag,
+            self.fingerprint,
+            self.message,
+            self.length,
+            self.metadata,
+            self.segments if kind is Kind.EAGER else (),
+        )
+
+    def own(self) -> None:
+        """Copy what has not left yet, so that the caller may change the value."""
+        self.segments = [bytes(segment) for segment in self.segments]
+
+    def next_data(self) -> Frame:
+        """The next DATA frame; moves `offset` past it."""
+        views = self._views(self.offset, min(CHUNK, self.length - self.offset))
+        length = sum(view.nbytes for view in views)
+        frame = Frame(
+            Kind.DATA,
+            self.source,
+            self.destination,
+            self.context,
+            self.offset,
+            0,
+            self.message,
+            length,
+            b"",
+            views,
+        )
+        self.offset += length
+        return frame
+
+    def _views(self, start: int, count: int) -> list[memoryview]:
+        views = []
+        for segment in self.segments:
+            view = memoryview(segment)
+            if start < view.nbytes and count:
+                piece = view[start : start + count]
+                views.append(piece)
+                count -= piece.nbytes
+                start = 0
+            else:
+                start = max(0, start - view.nbytes)
+        return views
+
+
+class Link(ABC):
+    """Frames between this endpoint and ``peer``.
+
+    Attributes:
+        peer: The endpoint at the other end.
+        closed: The peer's direction has ended; nothing more will come.
+        medium: ``"memory"``, ``"unix"``, ``"tcp"``, …
+    """
+
+    medium = "none"
+
+    def __init__(self, peer: int) -> None:
+        self.peer = peer
+        self.closed = False
+
+    @abstractmethod
+    def send(self, frame: Frame) -> None: ...
+
+    @abstractmethod
+    def stream(self, transfer: Transfer) -> None: ...
+
+    @abstractmethod
+    def flush(self) -> bool: ...
+
+    @abstractmethod
+    def receive(self) -> list[Frame]: ...
+
+    @abstractmethod
+    def fileno(self) -> int: ...
+
+    @abstractmethod
+    def relocate(self, belongs: Callable[[Frame], bool], views: list[memoryview]) -> None:
+        """Let the payload that is being read at this moment, if it ``belongs``, go on in other memory.
+
+        The end of ``views`` is the place of that payload; what has come of it is copied there already.
+        """
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Say that nothing will follow; what was sent still arrives."""
+
+    @abstractmethod
+    def settled(self) -> bool:
+        """Whether all that was sent is out of this process' hands for good."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def __repr__(self) -> str:
+        return f"<{self.medium} link to {self.peer:#x}{' closed' if self.closed else ''}>"

@@ -1,0 +1,201 @@
+"""The crank that every blocking call turns: progress, leading and following, sleeping and waking.
+
+No thread sits between the sockets and the user, because handing over between threads under the GIL costs
+more than a message. A blocking call turns the crank until its own operation is done: run what was posted,
+serve the descriptors that are ready, look briefly again (*spin*), then sleep in one epoll over everything.
+
+**Several threads.** One *leads*; the others sleep on a lock of their own until their operation is done or
+the leader leaves, which wakes one of them to lead. The state lock is held for every change and never
+while asleep. `post` is the way in for other threads: it appends and, if the leader sleeps, rings.
+
+**No wake-up is lost.** A leader sets `_asleep` and then looks at the posted work once more; a poster appends
+and then looks at `_asleep`. Under the GIL both see one order of these four steps, so at least one of them
+sees the other. Readiness of descriptors is level-triggered and waits in the epoll.
+
+**Signals** that raise are held back while state changes (`interrupts`), and run while the leader sleeps.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from rmpi.deadline import Deadline, now
+from rmpi.errors import ChannelClosed
+from rmpi.transport.interrupts import SHIELD
+from rmpi.transport.matching import Operation
+
+SPIN = 0.001
+"""Seconds to look again before going to sleep, where every rank has a core of its own."""
+
+Ready = Callable[[int], None]
+"""Called with the epoll mask of a descriptor that is ready, the lock held."""
+
+
+class Crank:
+    """The progress loop of one endpoint.
+
+    Attributes:
+        lock: Held for every change of the endpoint's state.
+        after: Called without the lock after a turn, if `attention` is set: for what must not hold it.
+    """
+
+    def __init__(self, spin: float = 0.0, after: Callable[[], None] = lambda: None) -> None:
+        self.lock = threading.Lock()
+        self.closed = False
+        self.attention = False
+        self._after = after
+        self._spin = spin
+        self._leading = False
+        self._followers: list[threading.Lock] = []
+        self._posted: deque[Callable[[], None]] = deque()
+        self._asleep = False
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll = select.epoll()
+        self._ready: dict[int, Ready] = {}
+        self.register(self._bell, lambda _mask: self._hush())
+
+    def register(self, fd: int, ready: Ready) -> None:
+        """Call ``ready`` from within a turn whenever ``fd`` is readable."""
+        self._ready[fd] = ready
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def unregister(self, fd: int) -> None:
+        if self._ready.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def want_room(self, fd: int, wanted: bool) -> None:
+        """Whether ``ready`` shall also be called when ``fd`` takes more output."""
+        if fd in self._ready:
+            self._epoll.modify(fd, select.EPOLLIN | (select.EPOLLOUT if wanted else 0))
+
+    def post(self, work: Callable[[], None]) -> None:
+        """Have ``work`` done in the next turn, the lock held. From any thread."""
+        self._posted.append(work)
+        if self._asleep:
+            self._ring()
+
+    def turn(self) -> None:
+        """Do what was posted and serve what is ready, without waiting. The lock is held."""
+        while self._posted:
+            self._posted.popleft()()
+        for fd, mask in self._epoll.poll(0):
+            ready = self._ready.get(fd)
+            if ready is not None:
+                ready(mask)
+
+    def progress(self) -> None:
+        """One turn, unless another thread leads."""
+        with self.lock:
+            if not self._leading and not self.closed:
+                self.turn()
+        if self.attention:
+            self._after()
+
+    def wait(self, operation: Operation, deadline: Deadline) -> bool:
+        """Lead, or let the leader work, until the operation is done (True) or time is up (False)."""
+        while True:
+            with self.lock:
+                if operation.done:
+                    return True
+                if self.closed:
+                    raise ChannelClosed("this endpoint is closed")
+                follower = self._follow(operation) if self._leading else None
+                self._leading = True
+            if follower is None:
+                try:
+                    return self._lead(operation, deadline)
+                finally:
+                    self._hand_over()
+            self._sleep_on(follower, deadline)
+            with self.lock:
+                operation.wake = None
+                self._followers = [other for other in self._followers if other is not follower]
+                if operation.done or deadline.passed():
+                    return operation.done
+
+    def _lead(self, operation: Operation, deadline: Deadline) -> bool:
+        until = now() + self._spin if self._spin else 0.0
+        while True:
+            with self.lock:
+                self.turn()
+                if operation.done:
+                    return True
+                if deadline.passed():
+                    return False
+                self._asleep = not (until and now() < until) and not self.attention
+                if self._posted:
+                    self._asleep = False
+            if self.attention:
+                self._after()
+            elif self._asleep:
+                self._sleep(deadline)
+                until = now() + self._spin if self._spin else 0.0
+
+    def _sleep(self, deadline: Deadline) -> None:
+        """Until something happens; a safe point for signals."""
+        main = threading.current_thread() is threading.main_thread()
+        depth = SHIELD.sleep() if main else 0
+        try:
+            left = deadline.left_or_none()
+            self._epoll.poll(-1 if left is None else left, 1)
+        finally:
+            if main:
+                SHIELD.wake(depth)
+            self._asleep = False
+        if main and SHIELD.pending:
+            SHIELD.deliver()
+
+    def _follow(self, operation: Operation) -> threading.Lock:
+        follower = threading.Lock()
+        follower.acquire()
+        self._followers.append(follower)
+        operation.wake = lambda: _release(follower)
+        if self._asleep:
+            self._ring()  # what the follower has just posted may need the leader
+        return follower
+
+    def _sleep_on(self, follower: threading.Lock, deadline: Deadline) -> None:
+        main = threading.current_thread() is threading.main_thread()
+        depth = SHIELD.sleep() if main else 0
+        try:
+            left = deadline.left_or_none()
+            follower.acquire(timeout=-1 if left is None else left)
+        finally:
+            if main:
+                SHIELD.wake(depth)
+
+    def _hand_over(self) -> None:
+        with self.lock:
+            self._leading = False
+            if self._followers:
+                _release(self._followers.pop(0))
+
+    def _ring(self) -> None:
+        os.eventfd_write(self._bell, 1)
+
+    def _hush(self) -> None:
+        try:
+            os.eventfd_read(self._bell)
+        except BlockingIOError:
+            pass
+
+    def nap(self, seconds: float) -> None:
+        """Sleep until something happens, at most ``seconds``; for the one thread that closes an endpoint."""
+        self._sleep(Deadline(now() + seconds))
+
+    def close(self) -> None:
+        """Free the descriptors. The lock is held."""
+        self.closed = True
+        self._ready.clear()
+        self._epoll.close()
+        os.close(self._bell)
+
+
+def _release(follower: threading.Lock) -> None:
+    """Wake a follower, once; the crank's lock is held, so nobody else does at this moment."""
+    if follower.locked():
+        follower.release()
