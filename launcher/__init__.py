@@ -1,0 +1,1 @@
+"""The command ``rmpi-run``: options, signals, what the terminal shows, and the exit code."""

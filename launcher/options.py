@@ -423,8 +423,7 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
             Option(
                 ("--host-key-policy",),
                 "host_key_policy",
-                "strict: only hosts in known_hosts (default); accept-new: also hosts never seen before; "
-                "off: any",
+                "strict: only hosts in known_hosts (default); accept-new: also hosts never seen before; off: any",
                 ("POLICY",),
                 _policy,
                 "accept-new",

@@ -65,9 +65,7 @@ class Display:
         alone: Whether there is one rank only. Its bytes then pass as they come, as if there was no launcher.
     """
 
-    def __init__(
-        self, *, tag: bool, hosts: bool, terminal: bool, width: int = 80, alone: bool = False
-    ) -> None:
+    def __init__(self, *, tag: bool, hosts: bool, terminal: bool, width: int = 80, alone: bool = False) -> None:
         self.width = width
         self._tag, self._hosts, self._terminal, self._alone = tag, hosts, terminal, alone
         self._lines: dict[tuple[int, int], _Line] = {}

@@ -9,7 +9,7 @@ The bridge stands in a network namespace of its own too, so the machine that run
 address or route, two runs at once cannot collide, and all of it has no name in the file system. So there is nothing
 to clean up but processes: when the last one in a namespace ends, the kernel takes down the namespace, its mounts and
 its interfaces. And every pid 1 reads a pipe whose other end only the test process holds: however that process
-ends, the machines end with it.
+ends, the machines end with it, and the switch takes the temporary directory along.
 
     with Cluster(3) as cluster:
         cluster.run(cluster[0], ["ssh", "n1", "hostname"], check=True)
@@ -109,7 +109,7 @@ def why_no_cluster() -> str | None:
 
 @functools.cache
 def _why_no_namespaces() -> str | None:
-    probe = "ip link add br0 type bridge && ip link add a type veth peer name b && mount -t tmpfs none /run"
+    probe = "ip link add br0 type bridge && ip link add n0 type veth peer name eth0 && mount -t tmpfs none /run"
     tried = subprocess.run(
         ["unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--mount-proc", "sh", "-c", probe],
         capture_output=True,
@@ -139,20 +139,23 @@ def cluster() -> Iterator[Cluster]:
 class _Namespaces:
     """A process in namespaces of its own, which live as long as it does."""
 
-    def __init__(self, kinds: Sequence[str], script: str) -> None:
-        self._unshare = subprocess.Popen(
-            ["unshare", *kinds, "--fork", "--kill-child", "sh", "-c", script, "sh", INIT],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-        )
+    def __init__(self, kinds: Sequence[str], script: str, log: Path, epilogue: str = "") -> None:
+        self._log = log
+        with log.open("w") as stderr:
+            self._unshare = subprocess.Popen(
+                ["unshare", *kinds, "--fork", "--kill-child", "sh", "-c", script, "sh", INIT + epilogue],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                start_new_session=True,
+            )
         self.pid = 0
 
     def await_up(self) -> None:
         assert self._unshare.stdout is not None
         with self._unshare.stdout as said:
-            if said.read() != b"up":
-                raise RuntimeError(f"no machine: its set-up ended with status {self._unshare.wait()}")
+            if said.read(2) != b"up":  # sshd keeps this pipe open, so there is no end of file
+                raise RuntimeError(f"no machine: its set-up failed: {self._log.read_text()}")
         children = Path(f"/proc/{self._unshare.pid}/task/{self._unshare.pid}/children")
         self.pid = int(children.read_text())
 
@@ -210,7 +213,8 @@ class Machine:
             shm_size=SHM_SIZE,
             python=shlex.quote(sys.executable),
         )
-        self._spaces = _Namespaces(["--net", "--mount", "--uts", "--ipc", "--pid", "--mount-proc"], script)
+        kinds = ["--net", "--mount", "--uts", "--ipc", "--pid", "--mount-proc"]
+        self._spaces = _Namespaces(kinds, script, self.state / "set-up.log")
 
     def alive(self) -> bool:
         return self.spaces.alive()
@@ -221,7 +225,9 @@ class Machine:
 
     def processes(self) -> list[str]:
         """The command lines of what runs there, without pid 1, sshd and what this very question starts."""
-        listing = 'for p in /proc/[0-9]*; do [ $p = /proc/1 ] || [ $p = /proc/$$ ] || tr "\\0" " " < $p/cmdline; echo; done'
+        listing = (
+            'for p in /proc/[0-9]*; do [ $p = /proc/1 ] || [ $p = /proc/$$ ] || tr "\\0" " " < $p/cmdline; echo; done'
+        )
         done = subprocess.run(
             [*self.spaces.enter("-m", "-p"), "sh", "-c", listing], capture_output=True, text=True, check=True
         )
@@ -234,7 +240,8 @@ class Machine:
 
         They still see the files of this machine, so name hosts by address.
         """
-        with open("/proc/thread-self/ns/net") as ours, open(f"/proc/{self.spaces.pid}/ns/net") as its:
+        ours_path, its_path = Path("/proc/thread-self/ns/net"), Path(f"/proc/{self.spaces.pid}/ns/net")
+        with ours_path.open() as ours, its_path.open() as its:
             _set_network(its)
             try:
                 yield
@@ -255,7 +262,7 @@ def _set_network(namespace: IO[str]) -> None:
 def _kept_paths() -> list[Path]:
     """What must stay visible under the directories that each machine has for itself: the interpreter, this project."""
     wanted = {PROJECT, Path(sys.prefix), Path(sys.base_prefix), *map(Path, sys.path)}
-    hidden = [Path("/tmp"), Path.home()]  # noqa: S108
+    hidden = [Path("/tmp"), Path.home()]
     below = sorted(path for path in wanted if path.is_dir() and any(top in path.parents for top in hidden))
     return [path for path in below if not any(other in path.parents for other in below)]
 
@@ -280,7 +287,7 @@ class Cluster:
             state = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="rmpi-cluster-")))
             self.machines = [Machine(index, state / f"n{index}") for index in range(self._n)]
             self._write_files(state)
-            self._start()
+            self._start(state)
             self._plug_in()
             self._closing = closing.pop_all()
         return self
@@ -288,8 +295,10 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         self._closing.close()
 
-    def _start(self) -> None:
-        self._switch = _Namespaces(["--net", "--pid"], f'exec {shlex.quote(sys.executable)} -I -S -c "$1"')
+    def _start(self, state: Path) -> None:
+        script = f'exec {shlex.quote(sys.executable)} -I -S -c "$1"'
+        orphaned = f"import shutil; shutil.rmtree({str(state)!r}, ignore_errors=True)"
+        self._switch = _Namespaces(["--net", "--pid"], script, state / "switch.log", orphaned)
         self._closing.callback(self._switch.kill)
         for machine in self.machines:
             machine.start()
@@ -346,11 +355,8 @@ class Cluster:
     def limit(self, machine: Machine, rate: str) -> None:
         """At most ``rate`` (in the words of tc: ``"10mbit"``) from it and to it, each."""
         for spaces, device in ((machine.spaces, "eth0"), (self.switch, machine.name)):
-            subprocess.run(
-                [*spaces.enter("-n"), "tc", "qdisc", "replace", "dev", device, "root"]
-                + ["tbf", "rate", rate, "burst", "32kb", "latency", "400ms"],
-                check=True,
-            )
+            discipline = ["root", "tbf", "rate", rate, "burst", "32kb", "latency", "400ms"]
+            subprocess.run([*spaces.enter("-n"), "tc", "qdisc", "replace", "dev", device, *discipline], check=True)
 
     # Processes
 
@@ -360,21 +366,22 @@ class Cluster:
         ``options`` are those of `subprocess.Popen`; ``env`` is added to that environment. The process returned is
         nsenter's, which ends when and as ``argv`` does; a SIGKILL to it leaves ``argv`` running, so kill the machine.
         """
-        env = _login_environment() | options.pop("env", {})
-        inside = machine.spaces.enter("-n", "-m", "-u", "-i", "-p", f"--wd={Path.home()}")
-        return subprocess.Popen([*inside, "--", *argv], env=env, **options)
+        return subprocess.Popen([*_login(machine), *argv], **_with_login_environment(options))
 
     def run(self, machine: Machine, argv: Sequence[str], **options: Any) -> subprocess.CompletedProcess[Any]:
         """`subprocess.run` on ``machine``: text, output captured, at most 30 s, unless ``options`` say otherwise."""
         options = {"text": True, "capture_output": True, "timeout": 30, "check": False} | options
-        env = _login_environment() | options.pop("env", {})
-        inside = machine.spaces.enter("-n", "-m", "-u", "-i", "-p", f"--wd={Path.home()}")
-        return subprocess.run([*inside, "--", *argv], env=env, **options)
+        return subprocess.run([*_login(machine), *argv], **_with_login_environment(options))
 
 
-def _login_environment() -> dict[str, str]:
+def _login(machine: Machine) -> list[str]:
+    return [*machine.spaces.enter("-n", "-m", "-u", "-i", "-p"), f"--wd={Path.home()}", "--"]
+
+
+def _with_login_environment(options: dict[str, Any]) -> dict[str, Any]:
     path = f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    return {"HOME": str(Path.home()), "PATH": path, "USER": "root", "LOGNAME": "root", "SHELL": "/bin/sh"}
+    login = {"HOME": str(Path.home()), "PATH": path, "USER": "root", "LOGNAME": "root", "SHELL": "/bin/sh"}
+    return options | {"env": login | options.get("env", {})}
 
 
 def _furnish(machine: Machine, key: Path, known_hosts: str) -> None:

@@ -73,9 +73,7 @@ def reduce(
     return reduction.tree(rank, size, root, value, operator, _unshared(out, value))
 
 
-def allreduce(
-    rank: int, size: int, value: Any, operator: Operator, out: Array | None = None
-) -> Schedule[Any]:
+def allreduce(rank: int, size: int, value: Any, operator: Operator, out: Array | None = None) -> Schedule[Any]:
     """All values combined, on every rank, with the same bits."""
     if size == 1:
         return finished(reduction.apart(value, value))
@@ -99,9 +97,7 @@ def allgather(rank: int, size: int, value: object) -> Schedule[list[Any]]:
     return gathering.dissemination(rank, size, value, large=LARGE_PIECE)
 
 
-def scatter(
-    rank: int, size: int, root: int, values: Iterable[Any] | None, out: Array | None = None
-) -> Schedule[Any]:
+def scatter(rank: int, size: int, root: int, values: Iterable[Any] | None, out: Array | None = None) -> Schedule[Any]:
     """``values[rank]`` of the root's ``values``, which nobody else need pass.
 
     Raises:
@@ -135,9 +131,7 @@ def _one_each(values: Any, size: int) -> list[Any]:
     try:
         pieces = list(values)
     except TypeError:
-        raise UsageError(
-            f"scatter needs {size} values on the root, one for each rank, not {values!r}"
-        ) from None
+        raise UsageError(f"scatter needs {size} values on the root, one for each rank, not {values!r}") from None
     if len(pieces) != size:
         raise UsageError(f"scatter needs {size} values on the root, one for each rank, but got {len(pieces)}")
     return pieces

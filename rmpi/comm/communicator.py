@@ -37,7 +37,8 @@ from rmpi.deadline import Deadline
 from rmpi.errors import ChannelClosed, DeadlineExceeded, RankError, RmpiError, UsageError
 from rmpi.transport.base import Transfer
 from rmpi.transport.endpoint import Endpoint
-from rmpi.transport.matching import ANY, Arrival, Operation, Receive
+from rmpi.transport.matching import ANY, Arrival, Receive
+from rmpi.transport.operation import Operation
 from rmpi.wire.codec import Array
 
 T = TypeVar("T")
@@ -231,9 +232,7 @@ class Comm:
             if isinstance(value, np.ndarray) and np.may_share_memory(out, value):
                 raise UsageError("sendrecv: out= shares memory with the value; receive into another array")
         with self._naming("sendrecv with", dest, sendtag):
-            receive = self._endpoint.start_receive(
-                self._context, asked, recvtag, out=out, members=self._everybody
-            )
+            receive = self._endpoint.start_receive(self._context, asked, recvtag, out=out, members=self._everybody)
             operations: list[Operation] = [receive]
             try:
                 operations.append(self._endpoint.start_send(destination, self._context, sendtag, value))
@@ -333,9 +332,7 @@ class Comm:
         operator = as_operator(op)
         out = _checked_out(out)
         schedule = choose.allreduce(self.rank, self.size, value, operator, out)
-        return _in(
-            out, self._collect("allreduce", f"op={operator.name}, {_kind_of(value)}", schedule, timeout)
-        )
+        return _in(out, self._collect("allreduce", f"op={operator.name}, {_kind_of(value)}", schedule, timeout))
 
     def gather(self, value: object, root: int = 0, *, timeout: float | None = None) -> list[Any] | None:
         """The values of all ranks as a list in rank order on the root; None elsewhere.
@@ -500,9 +497,7 @@ class Comm:
             raise DeadlineExceeded(f"{doing} {whom}, {which}: {error}") from None
 
 
-_UNUSABLE = (
-    "this communicator cannot be used for collectives any more, because ranks may be in the middle of it"
-)
+_UNUSABLE = "this communicator cannot be used for collectives any more, because ranks may be in the middle of it"
 
 
 def _result(operation: Operation) -> Any:
@@ -511,9 +506,10 @@ def _result(operation: Operation) -> Any:
 
 def _kind_of(value: object) -> str:
     """What ranks must agree on: dtype and shape of an array, or only that it is none."""
-    if isinstance(value, np.ndarray):
-        return f"array {value.shape} of {value.dtype}"
-    return "object"
+    if not isinstance(value, np.ndarray):
+        return "object"
+    plain = type(value) in (np.ndarray, np.memmap)
+    return f"{'array' if plain else type(value).__qualname__} {value.shape} of {value.dtype}"
 
 
 @lru_cache(maxsize=1024)
@@ -569,8 +565,7 @@ def _in(out: Array | None, result: Any) -> Any:
         raise UsageError(f"out= is an array, but the result is {type(result).__name__} {result!r:.60}")
     if result.shape != out.shape or result.dtype != out.dtype:
         raise UsageError(
-            f"out= is an array {out.shape} of {out.dtype}, "
-            f"but the result is an array {result.shape} of {result.dtype}"
+            f"out= is an array {out.shape} of {out.dtype}, but the result is an array {result.shape} of {result.dtype}"
         )
     np.copyto(out, result)
     return out

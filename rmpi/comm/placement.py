@@ -152,9 +152,7 @@ def _warnings(hosts: Sequence[HostSpec], ranks: int, cores: int) -> tuple[str, .
 # ---- what does not fit, and what to do about it ----
 
 
-def _beyond_limits(
-    hosts: Sequence[HostSpec], ranks: int, per_host: int | None, limits: list[int]
-) -> LaunchError:
+def _beyond_limits(hosts: Sequence[HostSpec], ranks: int, per_host: int | None, limits: list[int]) -> LaunchError:
     if per_host is not None and per_host * len(hosts) < ranks:
         reason = f"{_some(len(hosts), 'host')} with at most {per_host} each take {sum(limits)}"
         advice = "add hosts or allow more ranks per host"

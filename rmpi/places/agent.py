@@ -45,7 +45,7 @@ class AgentBooter:
         if not self._argv:
             raise refusals.no_agent(command, "nothing to run")
 
-    def open(self, host: HostSpec, command: str, deadline: Deadline) -> AgentSession:  # noqa: ARG002 (no wait here)
+    def open(self, host: HostSpec, command: str, deadline: Deadline) -> AgentSession:
         """Start the agent. Whether it gets anywhere shows on the session's streams.
 
         Raises:
@@ -126,7 +126,7 @@ class AgentSession:
         return f"<AgentSession {self._host} pid {self._process.pid} status {self._process.poll()}>"
 
 
-# --- What OpenSSH says, and what we say ---------------------------------------------------------------------------
+# --- What OpenSSH says, and what we say ---------------------------------------------------------------------
 
 
 def explain(stderr: str, host: HostSpec) -> HostFailed | None:
@@ -158,7 +158,9 @@ def _unknown(match: re.Match[str], host: HostSpec) -> HostFailed:
 def _denied(match: re.Match[str], host: HostSpec) -> HostFailed:
     user = match["user"] or host.user or "(the agent's choice)"
     methods = match["methods"].split(",")
-    return refusals.denied(user, ["the agent's keys"]) if "publickey" in methods else refusals.wrong_method(user, methods)
+    return (
+        refusals.denied(user, ["the agent's keys"]) if "publickey" in methods else refusals.wrong_method(user, methods)
+    )
 
 
 # Most telling first: "Host key verification failed" ends both an unknown and a changed key.
@@ -166,7 +168,10 @@ _SAYINGS: list[tuple[str, Callable[[re.Match[str], HostSpec], HostFailed]]] = [
     (r"HOST IDENTIFICATION HAS CHANGED", _changed),
     (r"Host key verification failed|host key is known for", _unknown),
     (r"(?:(?P<user>[^@\s]+)@\S+: )?Permission denied \((?P<methods>[\w,-]+)\)", _denied),
-    (r"Too many authentication failures", lambda _, host: refusals.denied(host.user or "", ["too many keys"])),
+    (
+        r"Too many authentication failures",
+        lambda _, host: refusals.denied(host.user or "", ["too many keys"]),
+    ),
     (
         r"Could not resolve hostname (\S+): Temporary failure",
         lambda match, _: refusals.unresolved(match[1], temporary=True),
@@ -176,5 +181,8 @@ _SAYINGS: list[tuple[str, Callable[[re.Match[str], HostSpec], HostFailed]]] = [
     (r"(?:Connection|Operation) timed out", lambda _, host: refusals.silent(_where(host))),
     (r"(No route to host|Network is unreachable)", lambda m, host: refusals.unreachable(_where(host), m[1])),
     (r"no matching (.*?) found", lambda m, host: refusals.no_common_algorithm(_where(host), m[0])),
-    (r"Exceeded MaxStartups|kex_exchange_identification|ssh_exchange_identification", lambda _, host: refusals.dropped(_where(host))),
+    (
+        r"Exceeded MaxStartups|kex_exchange_identification|ssh_exchange_identification",
+        lambda _, host: refusals.dropped(_where(host)),
+    ),
 ]

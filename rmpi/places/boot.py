@@ -1,8 +1,9 @@
 """Start nodes on hosts: one session per host, one stream socket out of each.
 
-A *booter* opens a session that runs one remote command (`rmpi.places.ssh`, `rmpi.places.agent`); this module knows
-what that command is, how the far side says that it is up, and what makes a host unfit. It knows nothing of ssh, and
-nothing of what nodes say to each other afterwards: the job's key is sent later, by others, on the socket handed out here.
+A *booter* opens a session that runs one remote command (`rmpi.places.ssh`, `rmpi.places.agent`); this module
+knows what that command is, how the far side says that it is up, and what makes a host unfit. It knows nothing
+of ssh, and nothing of what nodes say to each other afterwards: the job's key is sent later, by others, on the
+socket handed out here.
 
 The remote command is a constant. Whatever varies (interpreters to try, the program to run) goes down stdin, so no
 login shell, be it csh or fish, gets anything to misquote, and ``ps`` shows nothing about the job:
@@ -27,7 +28,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Protocol
+from typing import Any, Protocol
 
 from rmpi.deadline import Deadline, now
 from rmpi.errors import LaunchError
@@ -39,6 +40,10 @@ NODE = "rmpi.places.node"
 """The module whose ``main(control_in, control_out)`` becomes the node."""
 
 MARKER = b"RMPI-NODE "
+"""Begins the line on stdout behind which the node speaks."""
+
+NODE_SPEAKS = "RMPI-NODE"
+"""The line on stderr behind which the node speaks."""
 
 NOISE_LIMIT = 1 << 20
 """Bytes of banners before the marker; a host that prints more is reported."""
@@ -53,7 +58,7 @@ TAIL_LINES = 20
 """Lines of stderr that are kept for messages; older ones are forgotten."""
 
 
-# --- What travels as source text: any Python 3 must be able to read it, down to the quoted annotations. -----------
+# --- What travels as source text: any Python 3 must be able to read it, down to the quoted annotations. -----
 # It may use nothing of this module, and of rmpi only ``rmpi.wire.frames.VERSION``, which hence stays where it is.
 
 
@@ -109,13 +114,14 @@ def _become_node(module: str) -> None:
     os.close(nothing)
     os.dup2(2, 1)
     facts = _look_around(module)
+    os.write(2, b"\nRMPI-NODE\n")
     os.write(control_out, ("\nRMPI-NODE " + json.dumps(facts) + "\n").encode())
     if "error" in facts:
         sys.exit(1)
     sys.exit(importlib.import_module(module).main(control_in, control_out))
 
 
-# --- The remote command, and what goes down its stdin -------------------------------------------------------------
+# --- The remote command, and what goes down its stdin -------------------------------------------------------
 
 # Neither of these may contain an apostrophe, a backslash, an exclamation mark or a line end: login shells differ on
 # them even between apostrophes. The program is read a byte at a time, since what follows it belongs to the node.
@@ -187,7 +193,7 @@ def _text(line: bytes) -> str:
     return line.decode(errors="backslashreplace").strip()
 
 
-# --- What a host says about itself --------------------------------------------------------------------------------
+# --- What a host says about itself --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,20 +250,20 @@ def examine(answer: str, tried: Sequence[str], expect: Facts) -> Facts:
         facts = _facts(said)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise refusals.babble(answer[:200]) from None
-    if facts.wire != expect.wire:
-        raise refusals.other_wire(facts.rmpi or "from source", facts.wire, expect.wire, expect.rmpi)
     if not facts.numpy:
         raise refusals.lacks(facts.executable, "numpy", f"numpy=={expect.numpy}")
     return facts
 
 
-def _object_to(said: dict[str, str], expect: Facts) -> None:
+def _object_to(said: dict[str, Any], expect: Facts) -> None:
     """Raise for what may be wrong before there are complete facts. The Python comes first: it explains the rest."""
     executable, python = said["executable"], said["python"]
     if said.get("error") == "too old":
         raise refusals.too_old(executable, python)
     if python.split(".")[:2] != expect.python.split(".")[:2]:
         raise refusals.other_python(executable, python, expect.python_minor)
+    if (wire := said.get("wire", expect.wire)) != expect.wire:
+        raise refusals.other_wire(said["rmpi"] or "from source", wire, expect.wire, expect.rmpi)
     if "error" not in said:
         return
     if said["missing"] and not said["missing"].startswith("rmpi."):
@@ -273,16 +279,22 @@ def _differences(facts: Facts, host: HostSpec, expect: Facts) -> list[str]:
     return [f"{host.name} has numpy {facts.numpy}, the launcher {expect.numpy}: results may differ in the last bits"]
 
 
-# --- Sessions -----------------------------------------------------------------------------------------------------
+# --- Sessions -----------------------------------------------------------------------------------------------
 
 
 class Tail:
-    """What a host says on stderr: the last lines for messages, and every line for who listens. Thread-safe."""
+    """What a host says on stderr: the last lines for messages, and the node's own lines for who listens.
+
+    The lines before `NODE_SPEAKS` come from sshd, the login shell and Python's start; nobody asked for them.
+    """
 
     def __init__(self) -> None:
         self._lines: deque[str] = deque(maxlen=TAIL_LINES)
+        self._unheard: deque[str] = deque(maxlen=TAIL_LINES)
         self._unfinished = b""
+        self._node_speaks = False
         self._listener: Callable[[str], None] | None = None
+        self._lock = threading.Lock()
 
     def feed(self, data: bytes) -> None:
         """Take bytes as they come; empty means the end. Called by one thread."""
@@ -293,13 +305,22 @@ class Tail:
             self._hear(line.decode(errors="backslashreplace").rstrip("\r"))
 
     def _hear(self, line: str) -> None:
-        self._lines.append(line)
-        if self._listener:
-            self._listener(line)
+        if line == NODE_SPEAKS:
+            self._node_speaks = True
+            return
+        with self._lock:
+            self._lines.append(line)
+            if self._node_speaks:
+                (self._listener or self._unheard.append)(line)
 
     def listen(self, listener: Callable[[str], None]) -> None:
-        """From now on call ``listener`` with each line, without its end, from a thread of the session."""
-        self._listener = listener
+        """Call ``listener`` with each line of the node, without its end: now with those it has said already (the
+        last `TAIL_LINES`), later from a thread of the session. It must not call back."""
+        with self._lock:
+            self._listener = listener
+            for line in self._unheard:
+                listener(line)
+            self._unheard.clear()
 
     def __str__(self) -> str:
         return "\n".join(self._lines)
@@ -375,7 +396,7 @@ def _address(facts: Facts, session: Session) -> str:
     return "127.0.0.1"
 
 
-# --- All of them at once ------------------------------------------------------------------------------------------
+# --- All of them at once ------------------------------------------------------------------------------------
 
 
 def boot_all(
@@ -456,7 +477,7 @@ class _Muster:
     def wait(self, at_once: int, on_progress: Callable[[str], None]) -> dict[int, Booted | HostFailed]:
         for index in range(len(self._hosts)):
             self._todo.put(index)
-        for _ in range(min(at_once, len(self._hosts))):
+        for _ in range(min(max(at_once, 1), len(self._hosts))):
             threading.Thread(target=self._work, name="rmpi-boot", daemon=True).start()
         while len(self._outcomes) < len(self._hosts):
             self._take_one()

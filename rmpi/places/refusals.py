@@ -41,7 +41,7 @@ class HostFailed(LaunchError):
         self.again = again
 
 
-# --- The network -------------------------------------------------------------------------------------------------
+# --- The network --------------------------------------------------------------------------------------------
 
 
 def unresolved(name: str, *, temporary: bool = False) -> HostFailed:
@@ -103,7 +103,7 @@ def no_common_algorithm(where: str, reason: str) -> HostFailed:
     )
 
 
-# --- Host keys ---------------------------------------------------------------------------------------------------
+# --- Host keys ----------------------------------------------------------------------------------------------
 
 
 def unknown_key(name: str, port: int, kind: str, fingerprint: str, known_hosts: str) -> HostFailed:
@@ -138,7 +138,7 @@ def keyscan(name: str, port: int) -> str:
     return f"ssh-keyscan{option} {shlex.quote(name)}"
 
 
-# --- Who are you -------------------------------------------------------------------------------------------------
+# --- Who are you --------------------------------------------------------------------------------------------
 
 
 def denied(user: str, tried: Sequence[str], locked: Sequence[str] = ()) -> HostFailed:
@@ -182,7 +182,7 @@ def no_agent(program: str, reason: str) -> HostFailed:
     return HostFailed(f"the agent {program!r} does not start ({reason})", "correct --rsh-agent")
 
 
-# --- Logged in, and yet no node ----------------------------------------------------------------------------------
+# --- Logged in, and yet no node -----------------------------------------------------------------------------
 
 
 def not_in_time(doing: str) -> HostFailed:

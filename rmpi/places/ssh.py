@@ -1,8 +1,8 @@
-"""Sessions over ssh, by paramiko: what ``ssh host command`` does, within this process, with errors that can be told apart.
+"""Sessions over ssh, by paramiko: what ``ssh host command`` does, in this process, with errors one can tell apart.
 
 The only module that imports paramiko (a tenth of a second), so import it late. It reads what OpenSSH reads
 (``~/.ssh/config`` with its includes, jumps and proxy commands, ``known_hosts``, the agent, the default keys) and
-differs from it in one thing: whether to accept an unknown host key is decided by the caller's policy, never by the config.
+differs from it in one thing: the caller's policy decides whether to accept an unknown host key, never the config.
 
 Three layers, top down: `SshBooter` walks config → socket → host key → user key → command and translates each failure
 (`rmpi.places.refusals`); `SshSession` owns what that opened; `KnownHosts` and `read_config` read the files paramiko
@@ -62,12 +62,12 @@ JOIN_TIMEOUT = 2.0
 DEFAULT_KEYS = ("id_ed25519", "id_ecdsa", "id_rsa")
 
 _LOG = "rmpi.paramiko"
-"""paramiko prints its thread's tracebacks through logging; under a logger of our own they go nowhere by default."""
-logging.getLogger(_LOG).addHandler(logging.NullHandler())
-logging.getLogger(_LOG).propagate = False
+"""paramiko logs its threads' tracebacks as errors. They go to a logger of our own, which keeps quiet until somebody
+who looks for a bug in ssh itself lowers its level."""
+logging.getLogger(_LOG).setLevel(logging.CRITICAL + 1)
 
 
-# --- Files: config ------------------------------------------------------------------------------------------------
+# --- Files: config ------------------------------------------------------------------------------------------
 
 
 def read_config(path: Path, depth: int = 0) -> str:
@@ -176,7 +176,7 @@ def _words(text: str) -> list[str]:
         raise LaunchError(f"the ssh config does not parse at {text!r}: {error}") from None
 
 
-# --- Files: known_hosts -------------------------------------------------------------------------------------------
+# --- Files: known_hosts -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +243,7 @@ def fingerprint(blob: bytes) -> str:
     return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
 
 
-# --- The booter ---------------------------------------------------------------------------------------------------
+# --- The booter ---------------------------------------------------------------------------------------------
 
 
 class SshBooter:
@@ -339,7 +339,11 @@ class SshBooter:
                 return
             if self._policy == "strict":
                 raise refusals.unknown_key(
-                    login.name, login.port, key.get_name(), fingerprint(key.asbytes()), str(login.known_hosts[0])
+                    login.name,
+                    login.port,
+                    key.get_name(),
+                    fingerprint(key.asbytes()),
+                    str(login.known_hosts[0]),
                 )
             _accept(key, login)
         way.warnings.append(f"{login.name}: accepted new host key {fingerprint(key.asbytes())}")
@@ -369,7 +373,8 @@ class _Way:
         self._hops += hops
         if self._hops > JUMPS:
             raise HostFailed(
-                f"ProxyJump leads over more than {JUMPS} hosts to {login.name}", "look for a loop in ~/.ssh/config"
+                f"ProxyJump leads over more than {JUMPS} hosts to {login.name}",
+                "look for a loop in ~/.ssh/config",
             )
 
 
@@ -390,7 +395,7 @@ def _blamed_on_jump(hop: Login) -> Iterator[None]:
         raise HostFailed(f"at jump host {hop.name}: {failure.what}", failure.fix, again=failure.again) from None
 
 
-# --- Step 1: something that carries bytes to sshd -----------------------------------------------------------------
+# --- Step 1: something that carries bytes to sshd -----------------------------------------------------------
 
 
 def _connect(login: Login, way: _Way) -> socket.socket:
@@ -440,9 +445,7 @@ def _end_process(process: subprocess.Popen[bytes]) -> None:
 
 def _tunnel(transport: paramiko.Transport, login: Login, way: _Way) -> paramiko.Channel:
     try:
-        return transport.open_channel(
-            "direct-tcpip", (login.name, login.port), ("127.0.0.1", 0), timeout=way.seconds()
-        )
+        return transport.open_channel("direct-tcpip", (login.name, login.port), ("127.0.0.1", 0), timeout=way.seconds())
     except paramiko.ChannelException as error:
         if error.code == 1:
             raise HostFailed("forwarding is not allowed", "set AllowTcpForwarding yes in its sshd_config") from None
@@ -451,7 +454,7 @@ def _tunnel(transport: paramiko.Transport, login: Login, way: _Way) -> paramiko.
         raise HostFailed(f"cannot open a way to {login.where} ({error})", "try ssh -J by hand") from None
 
 
-# --- Step 2: speak ssh --------------------------------------------------------------------------------------------
+# --- Step 2: speak ssh --------------------------------------------------------------------------------------
 
 
 def _greet(medium: _Medium, login: Login, way: _Way, preferred: Sequence[str]) -> paramiko.Transport:
@@ -522,11 +525,12 @@ def _end_transport(transport: paramiko.Transport) -> None:
         with contextlib.suppress(OSError):
             transport.sock.shutdown(socket.SHUT_RDWR)
     transport.close()
+    transport.packetizer.complete_handshake()  # else its timer thread sits out the handshake's time-out
     if transport.ident is not None:
         transport.join(JOIN_TIMEOUT)
 
 
-# --- Step 3: is it the host? --------------------------------------------------------------------------------------
+# --- Step 3: is it the host? --------------------------------------------------------------------------------
 
 
 def _is_known(key: paramiko.PKey, login: Login) -> bool:
@@ -557,7 +561,7 @@ def _accept(key: paramiko.PKey, login: Login) -> None:
         raise HostFailed(f"cannot add its host key to {path} ({error.strerror})", "make that file writable") from None
 
 
-# --- Step 4: are you the user? ------------------------------------------------------------------------------------
+# --- Step 4: are you the user? ------------------------------------------------------------------------------
 
 
 def _authenticate(transport: paramiko.Transport, login: Login, first: Sequence[Path], way: _Way) -> None:
@@ -594,9 +598,7 @@ def _methods(transport: paramiko.Transport, login: Login) -> list[str]:
         raise refusals.dropped(login.where) from None
 
 
-def _keys(
-    login: Login, first: Sequence[Path], locked: list[str], way: _Way
-) -> Iterator[tuple[paramiko.PKey, str]]:
+def _keys(login: Login, first: Sequence[Path], locked: list[str], way: _Way) -> Iterator[tuple[paramiko.PKey, str]]:
     """Keys to try, the named ones first since sshd stops listening after six; ``locked`` gets those we cannot read.
 
     A key the agent holds is taken from the agent: its file may well need a passphrase.
@@ -633,7 +635,7 @@ def _public_blob(path: Path) -> bytes:
         return b""
 
 
-# --- Step 5: the command, and the pumps ---------------------------------------------------------------------------
+# --- Step 5: the command, and the pumps ---------------------------------------------------------------------
 
 
 def _run(transport: paramiko.Transport, command: str, way: _Way) -> paramiko.Channel:
@@ -648,9 +650,7 @@ def _run(transport: paramiko.Transport, command: str, way: _Way) -> paramiko.Cha
 class SshSession:
     """One remote command over ssh; see `rmpi.places.boot.Session`. Three threads pump, none of them decides."""
 
-    def __init__(
-        self, host: HostSpec, channel: paramiko.Channel, way: _Way, stack: contextlib.ExitStack
-    ) -> None:
+    def __init__(self, host: HostSpec, channel: paramiko.Channel, way: _Way, stack: contextlib.ExitStack) -> None:
         self.tail = Tail()
         self.address = way.address
         self.warnings = way.warnings

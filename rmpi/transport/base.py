@@ -21,7 +21,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from rmpi.transport.matching import Operation
+from rmpi.transport.operation import Operation
 from rmpi.wire.frames import CHUNK, Buffer, Frame, Kind
 
 

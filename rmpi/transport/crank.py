@@ -26,7 +26,7 @@ from collections.abc import Callable
 from rmpi.deadline import Deadline, now
 from rmpi.errors import ChannelClosed
 from rmpi.transport.interrupts import SHIELD
-from rmpi.transport.matching import Operation
+from rmpi.transport.operation import Operation
 
 SPIN = 0.001
 """Seconds to look again before going to sleep, where every rank has a core of its own."""
@@ -186,6 +186,11 @@ class Crank:
     def nap(self, seconds: float) -> None:
         """Sleep until something happens, at most ``seconds``; for the one thread that closes an endpoint."""
         self._sleep(Deadline(now() + seconds))
+
+    def disown(self) -> None:
+        """`close` in a forked child, with a lock of its own."""
+        self.lock = threading.Lock()
+        self.close()
 
     def close(self) -> None:
         """Free the descriptors. The lock is held."""

@@ -38,8 +38,9 @@ from rmpi.errors import (
 from rmpi.transport.base import Link, Transfer
 from rmpi.transport.crank import Crank
 from rmpi.transport.interrupts import SHIELD
-from rmpi.transport.matching import ANY, Arrival, Matching, Operation, Receive, take_views
+from rmpi.transport.matching import ANY, Arrival, Matching, Receive, take_views
 from rmpi.transport.memory import MemoryLink
+from rmpi.transport.operation import Operation
 from rmpi.wire.codec import Array, encode_value
 from rmpi.wire.frames import EAGER_LIMIT, Frame, Kind
 
@@ -812,6 +813,17 @@ class Endpoint:
                 }.values():
                     link.close()
             self.crank.close()
+
+    def disown(self) -> None:
+        """In a forked child: close its copies of the descriptors. The parent's links go on.
+
+        Nothing is unregistered, because an epoll is shared with the parent, and no lock is taken, because
+        a thread that does not exist here may hold it.
+        """
+        for peer in self._peers.values():
+            for link in {id(link): link for link in [*peer.links, peer.link] if link is not None}.values():
+                link.close()
+        self.crank.disown()
 
     def __repr__(self) -> str:
         return f"<Endpoint {self.ident:#x}: {len(self._peers)} peers, {self._unmatched} bytes unmatched>"

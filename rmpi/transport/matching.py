@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from rmpi.transport.operation import Operation
 from rmpi.wire.codec import Array, Landing, misfit, open_value
 from rmpi.wire.frames import Frame
 
@@ -29,25 +30,6 @@ ANY = -1
 
 REMEMBERED_CALLS = 64
 """Collectives per context whose fingerprints are kept. A later frame of an older one goes unnoticed."""
-
-
-class Operation:
-    """Something a caller waits for. Ends once: `done` is True, and `error` says how it failed, if it did."""
-
-    __slots__ = ("done", "error", "wake")
-
-    def __init__(self) -> None:
-        self.done = False
-        self.error: BaseException | None = None
-        self.wake: Any = None  # released when done, if another thread makes the progress
-
-    def finish(self, error: BaseException | None = None) -> None:
-        if self.done:
-            return
-        self.error = error
-        self.done = True
-        if self.wake is not None:
-            self.wake()
 
 
 class Arrival:

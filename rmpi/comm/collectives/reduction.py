@@ -29,9 +29,7 @@ from rmpi.comm.schedule import Recv, Schedule, Send
 Array = npt.NDArray[Any]
 
 
-def tree(
-    rank: int, size: int, root: int, value: Any, operator: Operator, out: Array | None = None
-) -> Schedule[Any]:
+def tree(rank: int, size: int, root: int, value: Any, operator: Operator, out: Array | None = None) -> Schedule[Any]:
     """Reduce in ⌈log₂ size⌉ rounds and size-1 messages; the root is where the tree ends, so no hop is added.
 
     ``out`` is looked at on the root alone, and must not share memory with ``value``.
@@ -66,9 +64,7 @@ def tree_then_broadcast(
     return (yield from binomial(rank, size, 0, total, out, large=large))
 
 
-def recursive_doubling(
-    rank: int, size: int, value: Any, operator: Operator, out: Array | None = None
-) -> Schedule[Any]:
+def recursive_doubling(rank: int, size: int, value: Any, operator: Operator, out: Array | None = None) -> Schedule[Any]:
     """Allreduce in ⌊log₂ size⌋ rounds of whole values, and two more if size is not a power of two.
 
     ``out`` must not share memory with ``value``.
@@ -88,9 +84,7 @@ def recursive_doubling(
     return apart(partial, value)
 
 
-def rabenseifner(
-    rank: int, size: int, value: Array, operator: Operator, out: Array | None = None
-) -> Schedule[Array]:
+def rabenseifner(rank: int, size: int, value: Array, operator: Operator, out: Array | None = None) -> Schedule[Array]:
     """Allreduce of a large array: reduce-scatter by vector halving, then allgather the same way back.
 
     2⌊log₂ size⌋ rounds that move 2(1 - 1/size) of the array, where whole values would move it log₂ size

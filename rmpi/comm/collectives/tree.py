@@ -47,8 +47,6 @@ def seat(rank: int, size: int, root: int) -> Seat:
     virtual = (rank - root) % size
     span = virtual & -virtual or size
     starts = [1 << i for i in range((span - 1).bit_length()) if virtual + (1 << i) < size]
-    children = tuple(
-        Child((rank + start) % size, start, min(start, size - virtual - start)) for start in starts
-    )
+    children = tuple(Child((rank + start) % size, start, min(start, size - virtual - start)) for start in starts)
     parent = None if virtual == 0 else (root + (virtual & (virtual - 1))) % size
     return Seat(virtual, min(span, size - virtual), parent, children, root)

@@ -1,0 +1,228 @@
+"""``rmpi-run``: from the command line to an exit code.
+
+The only place, with ``python -m launcher``, that ends the process. Everything that can be refused is refused
+before anything is started: options, hostfile, program, placement, in this order.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from launcher.options import Options, help_text, parse
+from launcher.program import Program, find_program
+from rmpi import __version__
+from rmpi.comm.placement import Placement, place
+from rmpi.errors import LaunchError
+from rmpi.places.boot import Booter
+from rmpi.places.hosts import HostSpec, decode_hostfile, is_local, parse_host_list, parse_hostfile
+
+HERE = HostSpec("localhost")
+
+PASSED_ON = (
+    "RMPI_*",
+    "PYTHON*",
+    "OMP_*",
+    "MKL_*",
+    "OPENBLAS_*",
+    "VIRTUAL_ENV",
+    "CONDA_*",
+    "LANG",
+    "LC_*",
+    "TERM",
+)
+"""Variables that ranks on other hosts get from the launcher's environment; those here inherit all of it."""
+
+OURS = ("RMPI_FD", "RMPI_RANK", "RMPI_SIZE", "RMPI_TERMINAL")
+"""Variables that a rank has and must not hand on to a job it starts itself."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code."""
+    try:
+        return _run(parse(sys.argv[1:] if argv is None else argv, os.environ))
+    except LaunchError as error:
+        sys.stderr.write(f"rmpi-run: {error}\n")
+        return error.status
+    except KeyboardInterrupt:
+        sys.stderr.write("rmpi-run: interrupted\n")
+        return 130
+
+
+def _run(options: Options) -> int:
+    if options.action == "help":
+        print(help_text())
+        return 0
+    if options.action == "version":
+        print(f"rmpi {__version__} (Python {platform.python_version()})")
+        return 0
+    directory = str(Path(options.wdir).absolute()) if options.wdir else str(Path.cwd())
+    hosts = _hosts(options)
+    program = find_program(
+        options.words,
+        module=options.module,
+        code=options.code,
+        cwd=directory,
+        path=os.environ.get("PATH", os.defpath),
+    )
+    placement = _placement(options, hosts)
+    if options.dry_run:
+        print(_plan_text(options, program, placement, directory))
+        return 0
+    return _start(options, program, placement, directory)
+
+
+def _hosts(options: Options) -> list[HostSpec]:
+    """The hosts that were named, this machine under the one name ``localhost``."""
+    if options.hosts is not None:
+        named = parse_host_list(options.hosts)
+    elif options.hostfile is not None:
+        named = _read_hostfile(options.hostfile)
+    else:
+        return [HERE]
+    return named
+
+
+def _read_hostfile(name: str) -> list[HostSpec]:
+    source = "<stdin>" if name == "-" else name
+    try:
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    except OSError as error:
+        hint = " (a hostfile lists one host per line, like: node1 slots=4)"
+        raise LaunchError(f"cannot read hostfile {name}: {error.strerror}{hint}", status=2) from None
+    return parse_hostfile(decode_hostfile(data, source), source)
+
+
+def _placement(options: Options, hosts: Sequence[HostSpec]) -> Placement:
+    cores = len(os.sched_getaffinity(0))
+    ranks = cores if options.ranks == "auto" else options.ranks
+    per_host = cores if options.ppn == "auto" else options.ppn
+    if ranks is None and per_host is None and options.hosts is None and options.hostfile is None:
+        ranks = 1
+    return place(hosts, ranks, per_host=per_host, oversubscribe=options.oversubscribe, cores=cores)
+
+
+def _plan_text(options: Options, program: Program, placement: Placement, directory: str) -> str:
+    """What ``--dry-run`` prints."""
+    runs = shlex.join(
+        [options.python or sys.executable, *_python_words(program)] if program.is_python else program.argv
+    )
+    lines = [f"{placement.size} ranks on {len(placement.hosts)} hosts run, in {directory}:", f"  {runs}", ""]
+    own = _own_names()
+    for index, host in enumerate(placement.hosts):
+        ranks = placement.ranks_on(index)
+        span = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}-{ranks[-1]}"
+        how = "here" if is_local(host, own) else f"by {options.rsh_agent or 'ssh'}"
+        lines.append(f"  {host!s:<24} ranks {span:<12} {how}")
+    lines += [f"  {name}={value}" for name, value in options.environment]
+    return "\n".join([*lines, *(f"warning: {warning}" for warning in placement.warnings)])
+
+
+def _python_words(program: Program) -> list[str]:
+    if program.kind in ("module", "code"):
+        return [program.typed, program.target, *program.args]
+    return [program.target, *program.args]
+
+
+def _start(options: Options, program: Program, placement: Placement, directory: str) -> int:
+    from launcher.job import EndedByUser, Run
+    from rmpi.comm.launch import Plan
+
+    for name in OURS:
+        os.environ.pop(name, None)
+    tag = options.tag_output if options.tag_output is not None else placement.size > 1 and os.isatty(1)
+    plan = Plan(
+        placement=placement,
+        kind=program.kind,
+        target=program.target,
+        argv=tuple(program.argv),
+        directory=directory,
+        environment={**_terminal(), **dict(options.environment)},
+        passed_on=passed_on(os.environ),
+        pythons=_pythons(options),
+        python=_local_python(options),
+        start_timeout=options.start_timeout,
+        kill_grace=options.kill_grace,
+    )
+    run = Run(
+        plan,
+        _booter(options),
+        _own_names(),
+        tag=tag,
+        timeout=options.timeout,
+        quiet=options.quiet,
+        verbose=options.verbose,
+    )
+    for warning in placement.warnings if options.oversubscribe is None else ():
+        run.warn(warning)
+    try:
+        return run.run()
+    except EndedByUser as ended:
+        sys.stderr.write(f"rmpi-run: ended by {ended} while the job was starting\n")
+        return ended.code
+
+
+def _terminal() -> dict[str, str]:
+    """How ranks know that the launcher's standard output is a terminal, and how large it is."""
+    if not os.isatty(1):
+        return {}
+    size = shutil.get_terminal_size()
+    return {"RMPI_TERMINAL": f"{size.columns}x{size.lines}"}
+
+
+def passed_on(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables that ranks on other hosts get."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if name not in OURS and any(fnmatchcase(name, pattern) for pattern in PASSED_ON)
+    }
+
+
+def _pythons(options: Options) -> tuple[str, ...]:
+    """Interpreters to look for on other hosts: the one asked for, or ours, or one of the same version."""
+    if options.python is not None:
+        return (options.python,)
+    major, minor = sys.version_info[:2]
+    return (sys.executable, f"python{major}.{minor}", "python3")
+
+
+def _local_python(options: Options) -> str:
+    if options.python is None:
+        return sys.executable
+    found = shutil.which(str(Path(options.python).expanduser()))
+    if found is None:
+        raise LaunchError(f"--python {options.python}: there is no such interpreter on this machine")
+    return found
+
+
+def _booter(options: Options) -> Callable[[], Booter]:
+    """Makes what opens sessions to other hosts; paramiko is imported only then."""
+
+    def make() -> Booter:
+        if options.rsh_agent is not None:
+            from rmpi.places.agent import AgentBooter
+
+            return AgentBooter(options.rsh_agent)
+        from rmpi.places.ssh import SshBooter
+
+        config = Path(options.ssh_config).expanduser() if options.ssh_config else None
+        return SshBooter(options.host_key_policy, config)
+
+    return make
+
+
+def _own_names() -> list[str]:
+    name = socket.gethostname()
+    return [name, name.partition(".")[0]]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""One job as the command runs it: signals in, output and exit code out.
+
+Signals are forwarded as themselves. The first Ctrl-C is a KeyboardInterrupt in every rank, the second asks
+them to end, the third kills. The exit code is 130, 143 or 129 when the launcher was told to end, 124 when
+time ran out, 141 when nobody reads the output any more, and else what the rank that failed first says.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import FrameType
+
+from launcher.screen import Keyboard, Screen
+from launcher.show import Display, Failure, failure_block
+from rmpi.comm.launch import Job, Outcome, Plan, RankFailure
+from rmpi.places.boot import Booter
+
+TIME_LIMIT = 124
+"""Exit code when the job took longer than ``--timeout``; that of timeout(1)."""
+
+NOBODY_READS = 128 + signal.SIGPIPE
+
+PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH, signal.SIGCONT)
+
+
+class Run:
+    """A job with the terminal around it.
+
+    Args:
+        tag: Whether lines are labelled with their rank.
+        timeout: Seconds the job may take once its ranks have started; None for no limit.
+        quiet: Whether to keep warnings to oneself.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        booter: Callable[[], Booter],
+        own_names: Sequence[str],
+        *,
+        tag: bool,
+        timeout: float | None,
+        quiet: bool,
+        verbose: int,
+    ) -> None:
+        self._plan = plan
+        self._timeout = timeout
+        self._quiet = quiet
+        self._verbose = verbose
+        self._terminal = os.isatty(1)
+        hosts = len(plan.placement.hosts) > 1
+        self._display = Display(tag=tag, hosts=hosts, terminal=self._terminal, width=_width())
+        self._job = Job(plan, self, booter, own_names)
+        self._screen = Screen(broken=lambda: self._job.loop.post(self._nobody_reads))
+        self._keyboard = Keyboard(lambda data: self._job.loop.post(partial(self._job.feed, data)))
+        self._interrupts = 0
+        self._progress_shown = False
+
+    def run(self) -> int:
+        """Run the job; the exit code.
+
+        Raises:
+            LaunchError: It could not be started.
+        """
+        handlers = {number: signal.signal(number, self._on_signal) for number in _HANDLED}
+        try:
+            outcome = self._job.run(started=self._started)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            self._write(self._display.close())
+            self._screen.close()
+        self._report(outcome)
+        return outcome.code
+
+    def _started(self) -> None:
+        self._clear_progress()
+        if self._timeout is not None:
+            self._job.loop.call_later(self._timeout, self._time_is_up)
+        self._keyboard.start()
+
+    # ----------------------------------------------------------------------------------- signals
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        """In the main thread, between two steps of the loop: only post."""
+        if not self._job.running and number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            raise EndedByUser(number)
+        self._job.loop.post(partial(self._act_on, number))
+
+    def _act_on(self, number: int) -> None:
+        if number == signal.SIGINT:
+            self._interrupted()
+        elif number in (signal.SIGTERM, signal.SIGHUP):
+            self._job.end(128 + number, f"ended by {signal.Signals(number).name}")
+            self._job.signal(number)
+            self._job.terminate()
+        elif number == signal.SIGTSTP:
+            self._job.signal(signal.SIGSTOP)  # a rank has no terminal that could continue it after SIGTSTP
+            os.kill(os.getpid(), signal.SIGSTOP)
+        else:
+            self._job.signal(number)
+
+    def _interrupted(self) -> None:
+        self._interrupts += 1
+        self._job.end(128 + signal.SIGINT, "interrupted")
+        if self._interrupts == 1:
+            self._job.signal(signal.SIGINT)
+            self._job.loop.call_later(self._plan.kill_grace, self._job.terminate)
+            self.warn("interrupted: waiting for the ranks to end; press Ctrl-C again to terminate them")
+        elif self._interrupts == 2:
+            self._job.terminate()
+            self.warn("terminating; press Ctrl-C again to kill")
+        else:
+            self._job.kill()
+
+    def _time_is_up(self) -> None:
+        self._job.end(TIME_LIMIT, f"time is up: {self._timeout:g} s have passed (--timeout)")
+        self._job.terminate()
+
+    def _nobody_reads(self) -> None:
+        self._job.end(NOBODY_READS, "")
+        self._job.terminate()
+
+    # ----------------------------------------------------------------------------------- watching
+
+    def output(self, rank: int, host: str, stream: int, data: bytes, shown: Callable[[], None]) -> None:
+        if data:
+            self._write(self._display.feed(rank, host, stream, data), shown)
+        else:
+            self._write(self._display.finish(rank, stream))
+
+    def _write(self, writes: Sequence[tuple[int, bytes]], shown: Callable[[], None] | None = None) -> None:
+        for fd, data in writes:
+            self._screen.write(fd, data)
+        if shown is not None:
+            self._screen.write(1, b"", shown)
+
+    def input_taken(self) -> None:
+        self._keyboard.more()
+
+    def warn(self, text: str) -> None:
+        if not self._quiet:
+            self._clear_progress()
+            self._write(self._display.say(f"rmpi-run: {text}\n".encode()))
+
+    def progress(self, text: str) -> None:
+        if os.isatty(2) and not self._quiet:
+            self._progress_shown = True
+            self._write([(2, f"\r\x1b[K{text[: _width() - 1]}".encode())])
+        elif self._verbose:
+            self.warn(text)
+
+    def _clear_progress(self) -> None:
+        if self._progress_shown:
+            self._progress_shown = False
+            self._write([(2, b"\r\x1b[K")])
+
+    # ------------------------------------------------------------------------------------ the end
+
+    def _report(self, outcome: Outcome) -> None:
+        """The last thing on the screen: why the job did not end well."""
+        if outcome.code == NOBODY_READS:
+            return
+        text = ""
+        if outcome.failures and not outcome.reason:
+            root, *others = map(_failure, outcome.failures)
+            text = failure_block(root, others, self._plan.placement.size)
+        elif outcome.reason:
+            text = self._ended_early(outcome)
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+    def _ended_early(self, outcome: Outcome) -> str:
+        """What ranks said when they were interrupted, folded; then why they were."""
+        told = [failure for failure in map(_failure, outcome.failures) if failure.traceback and not failure.stopped]
+        block = failure_block(told[0], told[1:], self._plan.placement.size) if told else ""
+        return f"{block}rmpi-run: {outcome.reason}\n"
+
+
+class EndedByUser(BaseException):
+    """A signal while the job was starting."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.code = 128 + number
+
+
+_HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP, *PASSED_ON)
+
+
+def _failure(failure: RankFailure) -> Failure:
+    return Failure(failure.rank, failure.host, failure.cause, failure.traceback, failure.stopped)
+
+
+def _width() -> int:
+    try:
+        return os.get_terminal_size(1).columns
+    except OSError:
+        return 80

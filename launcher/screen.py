@@ -1,0 +1,95 @@
+"""Writing to the terminal, and reading from it, without ever keeping the job waiting.
+
+A terminal may be stopped (Ctrl-S), a pipe full, a reader slow; a heartbeat must go out all the same. So two
+threads stand between the job's loop and the launcher's own standard streams. They are bounded by the job's
+own flow control: output counts as shown only when it was written, and input is read only when the last piece
+was taken.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable
+
+CHUNK = 64 << 10
+
+
+class Screen:
+    """Writes in a thread of its own, in order.
+
+    Args:
+        broken: Called, from the thread, when nobody reads standard output any more.
+    """
+
+    def __init__(self, broken: Callable[[], None]) -> None:
+        self._queue: queue.SimpleQueue[tuple[int, bytes, Callable[[], None] | None] | None] = queue.SimpleQueue()
+        self._broken = broken
+        self._closed: set[int] = set()
+        self._thread = threading.Thread(target=self._work, name="screen", daemon=True)
+        self._thread.start()
+
+    def write(self, fd: int, data: bytes, done: Callable[[], None] | None = None) -> None:
+        """Write ``data`` to ``fd`` after all that was given before; then call ``done``, from the thread."""
+        self._queue.put((fd, data, done))
+
+    def close(self) -> None:
+        """Return when everything is written."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (item := self._queue.get()) is not None:
+            fd, data, done = item
+            if fd not in self._closed:
+                self._write(fd, data)
+            if done is not None:
+                done()
+
+    def _write(self, fd: int, data: bytes) -> None:
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(fd, view) :]
+        except OSError:
+            self._closed.add(fd)
+            if fd == 1:
+                self._broken()
+
+
+class Keyboard:
+    """Reads standard input in a thread of its own, a piece at a time.
+
+    Args:
+        typed: Called, from the thread, with each piece; empty at the end. `more` asks for the next one.
+    """
+
+    def __init__(self, typed: Callable[[bytes], None]) -> None:
+        self._typed = typed
+        self._wanted = threading.Semaphore(1)
+
+    def start(self) -> None:
+        threading.Thread(target=self._work, name="keyboard", daemon=True).start()
+
+    def more(self) -> None:
+        """The last piece was taken."""
+        self._wanted.release()
+
+    def _work(self) -> None:
+        data = b"-"
+        while data:
+            self._wanted.acquire()
+            try:
+                data = os.read(0, CHUNK) if _may_read() else b""
+            except OSError:
+                data = b""
+            self._typed(data)
+
+
+def _may_read() -> bool:
+    """Whether reading standard input is harmless: a background job that reads a terminal is stopped."""
+    try:
+        return not os.isatty(0) or os.tcgetpgrp(0) == os.getpgrp()
+    except OSError:
+        return True

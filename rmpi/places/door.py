@@ -1,0 +1,155 @@
+"""The door of a node: the one TCP port where places of other nodes come in.
+
+Whoever comes must prove to know the job's key (`wire.handshake`) before a single byte of it is taken for a
+frame. A stranger who is silent, slow or wrong costs one descriptor for at most `PATIENCE` seconds and
+disturbs nobody; when too many wait, the oldest goes. After the handshake the connected socket is handed to the place
+that was asked for, with nothing read beyond the handshake.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+
+from rmpi.deadline import Deadline
+from rmpi.errors import PeerLost, WireError
+from rmpi.places.loop import Loop, Timer
+from rmpi.wire.handshake import NONCE_SIZE, Acceptor, Connector
+
+PATIENCE = 5.0
+"""Seconds that somebody at the door has to prove who they are."""
+
+WAITING_LIMIT = 128
+"""Connections in the middle of their handshake; beyond, the oldest is closed."""
+
+Entered = Callable[[socket.socket, int, int], None]
+"""Called with a connection that proved to be from ``source`` and asks for ``destination``."""
+
+
+class Door:
+    """Listens at one address of this machine.
+
+    Args:
+        entered: See `Entered`; it owns the socket from then on.
+        turned_away: Told about everybody who did not get in, in words.
+    """
+
+    def __init__(
+        self, loop: Loop, address: str, key: bytes, entered: Entered, turned_away: Callable[[str], None]
+    ) -> None:
+        self._loop = loop
+        self._key = key
+        self._entered = entered
+        self._turned_away = turned_away
+        self._waiting: dict[int, _Visitor] = {}
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self._listener = socket.create_server((address, 0), family=family, backlog=256)
+        self._listener.setblocking(False)
+        self.address = address
+        self.port: int = self._listener.getsockname()[1]
+        loop.register(self._listener.fileno(), lambda _mask: self._accept())
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, address = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError:  # the visitor is gone again, or no descriptors are left: others still come
+                return
+            if len(self._waiting) >= WAITING_LIMIT:
+                self._dismiss(next(iter(self._waiting.values())), "too many others wait at the door")
+            visitor = _Visitor(
+                sock, f"{address[0]}:{address[1]}", Acceptor(self._key, os.urandom(NONCE_SIZE))
+            )
+            self._waiting[sock.fileno()] = visitor
+            visitor.timer = self._loop.call_later(PATIENCE, lambda v=visitor: self._dismiss(v, "too slow"))  # type: ignore[misc]
+            self._loop.register(sock.fileno(), lambda _mask, v=visitor: self._talk(v))  # type: ignore[misc]
+
+    def _talk(self, visitor: _Visitor) -> None:
+        try:
+            visitor.listen()
+        except BlockingIOError:
+            return
+        except (WireError, OSError) as error:
+            self._dismiss(visitor, str(error))
+            return
+        if visitor.handshake.done:
+            self._forget(visitor)
+            self._entered(visitor.sock, visitor.handshake.source, visitor.handshake.destination)
+
+    def _dismiss(self, visitor: _Visitor, why: str) -> None:
+        if self._forget(visitor):
+            visitor.sock.close()
+            self._turned_away(f"turned away a connection from {visitor.address}: {why}")
+
+    def _forget(self, visitor: _Visitor) -> bool:
+        if self._waiting.pop(visitor.sock.fileno(), None) is None:
+            return False
+        self._loop.unregister(visitor.sock.fileno())
+        if visitor.timer is not None:
+            visitor.timer.cancel()
+        return True
+
+    def close(self) -> None:
+        self._loop.unregister(self._listener.fileno())
+        self._listener.close()
+        for visitor in list(self._waiting.values()):
+            self._forget(visitor)
+            visitor.sock.close()
+
+
+class _Visitor:
+    """Somebody at the door, in the middle of the handshake."""
+
+    def __init__(self, sock: socket.socket, address: str, handshake: Acceptor) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self.address = address
+        self.handshake = handshake
+        self.timer: Timer | None = None
+
+    def listen(self) -> None:
+        """Read what the handshake wants, and answer. The answers fit any send buffer."""
+        data = self.sock.recv(self.handshake.wanted())
+        try:
+            self.handshake.feed(data)
+        finally:
+            answer = self.handshake.outgoing()
+            if answer:
+                self.sock.send(answer)
+
+
+def dial(
+    doors: Sequence[tuple[str, int]], key: bytes, source: int, destination: int, deadline: Deadline
+) -> socket.socket:
+    """Connect to one of a node's doors and prove to be ``source``; a socket to ``destination``.
+
+    Raises:
+        PeerLost: None of the doors opened; says why, for each.
+    """
+    tried = []
+    for address, port in doors:
+        try:
+            return _dial_one(
+                address, port, Connector(key, source, destination, os.urandom(NONCE_SIZE)), deadline
+            )
+        except (OSError, WireError) as error:
+            tried.append(f"{address} port {port}: {error}")
+    why = "; ".join(tried) or "its node has no door"
+    raise PeerLost(f"{why}. A firewall between the hosts must let this port through")
+
+
+def _dial_one(address: str, port: int, handshake: Connector, deadline: Deadline) -> socket.socket:
+    sock = socket.create_connection((address, port), timeout=max(0.001, deadline.left()))
+    try:
+        while True:
+            sock.sendall(handshake.outgoing())
+            if handshake.done:
+                return sock
+            sock.settimeout(max(0.001, deadline.left()))
+            handshake.feed(sock.recv(handshake.wanted()))
+    except BaseException:
+        sock.close()
+        raise

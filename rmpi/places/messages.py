@@ -1,0 +1,386 @@
+"""Control messages between places, nodes and spawners. [pure]
+
+Frozen dataclasses, packed by msgpack as ``[code, field, field, …]``. Routers never unpickle: what arrives is
+checked against the field's type before a message is made of it, and anything else is a `WireError`.
+
+    place → its router     Joined  Left  Connect  Called  Ask  Crashed
+    router → its place     Welcome  LinkTo  Dial  Ended  Broken  WhatCalled
+    head → node            OpenDoor  Begin  Go  Everyone  ToPlace  Input  Signal  Consumed  Stop  Ping
+    node → head            DoorIs  Ready  Refused  FromPlace  Exited  Output  Fed  Ping  Gone
+    node → its spawner     Fork  Signal
+    spawner → its node     Up  Forked  Reaped
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar, dataclass_transform
+
+import msgpack
+
+from rmpi.errors import WireError
+
+M = TypeVar("M", bound="type[Message]")
+
+SERIAL_BITS = 20
+"""Endpoint numbers are ``node << SERIAL_BITS | serial``: a million places per node."""
+
+
+class Message:
+    """Something one process tells another about the job."""
+
+    __slots__ = ()
+
+
+_BY_CODE: dict[int, type[Message]] = {}
+_CODES: dict[type[Message], int] = {}
+_CHECKS: dict[type[Message], tuple[Callable[[Any], bool], ...]] = {}
+
+_TYPES: dict[str, type] = {"int": int, "str": str, "bytes": bytes, "float": float, "bool": bool}
+
+
+def _check_for(annotation: str) -> Callable[[Any], bool]:
+    if annotation.startswith("tuple"):
+        return lambda value: isinstance(value, tuple)
+    if annotation.startswith("dict"):
+        return lambda value: isinstance(value, dict)
+    wanted = _TYPES[annotation]
+    return lambda value: type(value) is wanted
+
+
+@dataclass_transform(frozen_default=True)
+def _message(code: int) -> Callable[[M], M]:
+    """Make a frozen dataclass a message with this code on the wire."""
+
+    def register(kind: M) -> M:
+        kind = dataclass(frozen=True, slots=True)(kind)  # type: ignore[assignment]
+        _BY_CODE[code] = kind
+        _CODES[kind] = code
+        _CHECKS[kind] = tuple(_check_for(str(field.type)) for field in fields(kind))  # type: ignore[arg-type]
+        return kind
+
+    return register
+
+
+def pack(message: Message) -> bytes:
+    """The bytes of a message."""
+    values = [getattr(message, field.name) for field in fields(message)]  # type: ignore[arg-type]
+    return msgpack.packb([_CODES[type(message)], *values], unicode_errors="surrogateescape")  # type: ignore[no-any-return]
+
+
+def unpack(data: bytes | memoryview) -> Message:
+    """The message in ``data``.
+
+    Raises:
+        WireError: It is not one of ours.
+    """
+    try:
+        code, *values = msgpack.unpackb(
+            data, use_list=False, strict_map_key=False, unicode_errors="surrogateescape"
+        )
+        kind = _BY_CODE[code]
+    except Exception as error:  # msgpack raises its own kinds, TypeError, ValueError, …
+        raise WireError(f"not a control message: {type(error).__name__}: {error}") from None
+    checks = _CHECKS[kind]
+    if len(values) != len(checks) or not all(
+        check(value) for check, value in zip(checks, values, strict=True)
+    ):
+        raise WireError(f"malformed control message {kind.__name__}")
+    return kind(*values)
+
+
+# ------------------------------------------------------------------------------ place → its router
+
+
+@_message(1)
+class Joined(Message):
+    """`rmpi.init` was called: from now on this place must leave properly."""
+
+
+@_message(2)
+class Left(Message):
+    """All that was sent is out; this place may end."""
+
+
+@_message(3)
+class Connect(Message):
+    """A link to ``peer`` is wanted."""
+
+    peer: int
+
+
+@_message(4)
+class Called(Message):
+    """``what`` was called here as collective number ``sequence``."""
+
+    context: int
+    sequence: int
+    fingerprint: int
+    what: str
+
+
+@_message(5)
+class Ask(Message):
+    """``other`` called something else: find out what."""
+
+    other: int
+    context: int
+    sequence: int
+
+
+@_message(6)
+class Crashed(Message):
+    """An exception nobody caught is about to end this place.
+
+    ``consequence`` is True if it is the failure of another rank that was raised here.
+    """
+
+    kind: str
+    text: str
+    consequence: bool
+
+
+# ------------------------------------------------------------------------------ router → its place
+
+
+@_message(16)
+class Welcome(Message):
+    """What a rank needs to know; waiting in its socket before it starts."""
+
+    rank: int
+    members: tuple[int, ...]
+    hosts: tuple[str, ...]
+    context: int
+    crowded: bool
+    unmatched_limit: int
+
+
+@_message(17)
+class LinkTo(Message):
+    """A connected socket to ``peer`` comes with this message."""
+
+    peer: int
+
+
+@_message(18)
+class Dial(Message):
+    """Connect to ``peer`` through its node's door at one of these ``(address, port)``."""
+
+    peer: int
+    doors: tuple[tuple[str, int], ...]
+    key: bytes
+
+
+@_message(19)
+class Ended(Message):
+    """A place has ended: well (``failed`` False) or not."""
+
+    endpoint: int
+    rank: int
+    host: str
+    cause: str
+    failed: bool
+
+
+@_message(20)
+class Broken(Message):
+    """A communicator cannot be used any more, because ranks disagree."""
+
+    context: int
+    text: str
+
+
+@_message(21)
+class WhatCalled(Message):
+    """Answer with `Called`, if that collective has been called."""
+
+    context: int
+    sequence: int
+
+
+# ------------------------------------------------------------------------------------ head → node
+
+
+@_message(32)
+class OpenDoor(Message):
+    """Listen at this address for places of other nodes."""
+
+    address: str
+    key: bytes
+
+
+@_message(33)
+class Begin(Message):
+    """The job, for one node. It checks that it can be done, and answers `Ready` or `Refused`.
+
+    ``places`` are pairs ``(endpoint, rank)`` to be started here; ``doors`` maps a node to its doors.
+    """
+
+    node: int
+    key: bytes
+    context: int
+    members: tuple[int, ...]
+    hosts: tuple[str, ...]
+    places: tuple[tuple[int, int], ...]
+    doors: dict[int, tuple[tuple[str, int], ...]]
+    kind: str
+    target: str
+    argv: tuple[str, ...]
+    python: str
+    environment: dict[str, str]
+    inherit: bool
+    directory: str
+    stdin_rank: int
+
+
+@_message(34)
+class Go(Message):
+    """Every node is ready: start the places."""
+
+
+@_message(35)
+class Everyone(Message):
+    """Give this packed message to every place of the node."""
+
+    packed: bytes
+
+
+@_message(36)
+class ToPlace(Message):
+    """Give this packed message to one place."""
+
+    endpoint: int
+    packed: bytes
+
+
+@_message(37)
+class Input(Message):
+    """Standard input for a place; empty at its end."""
+
+    endpoint: int
+    data: bytes
+
+
+@_message(38)
+class Signal(Message):
+    """Send a signal to every place."""
+
+    number: int
+
+
+@_message(39)
+class Consumed(Message):
+    """So many bytes of output were shown: so many more may come."""
+
+    count: int
+
+
+@_message(40)
+class Stop(Message):
+    """End every place and everything it started, and the node."""
+
+
+@_message(41)
+class Ping(Message):
+    """I am here."""
+
+
+# ------------------------------------------------------------------------------------ node → head
+
+
+@_message(48)
+class DoorIs(Message):
+    """The door that was asked for is at this port."""
+
+    address: str
+    port: int
+
+
+@_message(49)
+class Ready(Message):
+    """Everything is checked and the spawner is up."""
+
+
+@_message(50)
+class Refused(Message):
+    """This node cannot do its part, and nothing was started."""
+
+    text: str
+    status: int
+
+
+@_message(51)
+class FromPlace(Message):
+    """A place said this."""
+
+    endpoint: int
+    packed: bytes
+
+
+@_message(52)
+class Exited(Message):
+    """A place has ended. ``status`` is its exit status, or minus the signal that killed it."""
+
+    endpoint: int
+    status: int
+    joined: bool
+    left: bool
+
+
+@_message(53)
+class Output(Message):
+    """What a place wrote to ``stream`` 1 or 2; empty at its end."""
+
+    endpoint: int
+    stream: int
+    data: bytes
+
+
+@_message(54)
+class Gone(Message):
+    """All places of this node have ended, and nothing they started is left."""
+
+
+@_message(55)
+class Fed(Message):
+    """The input that was sent has been taken: more may come."""
+
+    endpoint: int
+
+
+# ------------------------------------------------------------------------------- node ⇄ its spawner
+
+
+@_message(64)
+class Fork(Message):
+    """Start a place. With it come its stdin, stdout, stderr and control socket."""
+
+    endpoint: int
+    rank: int
+    kind: str
+    target: str
+    argv: tuple[str, ...]
+    environment: dict[str, str]
+    directory: str
+
+
+@_message(65)
+class Up(Message):
+    """The spawner runs."""
+
+
+@_message(66)
+class Forked(Message):
+    """A place runs as process ``pid``."""
+
+    endpoint: int
+    pid: int
+
+
+@_message(67)
+class Reaped(Message):
+    """A place has ended with this status (minus the signal that killed it)."""
+
+    endpoint: int
+    status: int

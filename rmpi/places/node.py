@@ -1,0 +1,731 @@
+"""A node: the router process of one machine, and the loop that does what the router decides.
+
+It starts a spawner, gives every place its control socket and pipes, reads their output, passes signals and
+input on, opens a door for places of other nodes, and hands every event to the `Router`. It never blocks. What
+concerns the rest of the job goes to the `Outside`: on the head the job itself, elsewhere the stream to the
+head.
+
+Life lines, each ended by end of file:
+
+    head ── ssh session ──▶ node ── control socket ──▶ spawner ── PDEATHSIG ──▶ places
+
+If the spawner dies, the node kills all that is below it and is lost to the job; if the node dies, the
+spawner does the same. ``python -m rmpi.places.node`` is what a booter starts on another machine.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from rmpi.errors import LaunchError, WireError
+from rmpi.places.control import Control, control_pair
+from rmpi.places.door import Door
+from rmpi.places.loop import Loop, Timer
+from rmpi.places.messages import (
+    Begin,
+    Consumed,
+    DoorIs,
+    Fed,
+    Fork,
+    Forked,
+    Go,
+    Gone,
+    Input,
+    LinkTo,
+    Message,
+    OpenDoor,
+    Output,
+    Ready,
+    Reaped,
+    Refused,
+    Signal,
+    Stop,
+    Up,
+    Welcome,
+)
+from rmpi.places.nodelink import NodeLink
+from rmpi.places.processes import become_subreaper, kill_descendants
+from rmpi.places.router import (
+    HEAD,
+    Action,
+    Announcement,
+    Book,
+    CameIn,
+    HandOver,
+    Join,
+    NodeSaid,
+    PlaceExited,
+    PlaceSaid,
+    RankCrashed,
+    RankEnded,
+    Router,
+    Send,
+    Tell,
+    TellAll,
+    TurnAway,
+)
+from rmpi.places.spawner import STARTER
+
+OUTPUT_BUDGET = 1 << 20
+"""Bytes of output under way to whoever shows it; beyond, pipes are not read and ranks wait in write."""
+
+READ_SIZE = 64 << 10
+
+DRAIN = 0.2
+"""Seconds after a place's end to read its pipes; a process it left behind may hold them open for ever."""
+
+SPAWNER_GRACE = 2.0
+"""Seconds for a spawner to end what is below it, before it is killed itself."""
+
+STDERR_KEPT = 4096
+"""Bytes of what the spawner said last, for the message when it does not come up."""
+
+
+class Outside(Protocol):
+    """The rest of the job, as a node sees it."""
+
+    def send(self, node: int, message: Message) -> None:
+        """Send a message to another node."""
+
+    def announce(self, announcement: Announcement) -> None:
+        """Something the owner of the job should know. Only on the head."""
+
+    def output(self, endpoint: int, stream: int, data: bytes) -> None:
+        """What a place wrote; empty at the end of the stream. Answered by `Node.consumed`."""
+
+    def fed(self, endpoint: int) -> None:
+        """Input was taken by its place: more may come."""
+
+    def ready(self) -> None:
+        """The spawner is up: `Node.go` may be called."""
+
+    def gone(self) -> None:
+        """All places have ended, and nothing of them is left."""
+
+    def failed(self, reason: str) -> None:
+        """This node cannot go on; what it had started has been killed."""
+
+    def warn(self, text: str) -> None:
+        """Something worth a line in a log."""
+
+
+class _Place:
+    """What the node holds of one place."""
+
+    def __init__(self, endpoint: int, rank: int, control: Control) -> None:
+        self.endpoint = endpoint
+        self.rank = rank
+        self.control = control
+        self.pipes: dict[int, int] = {}  # stream by descriptor
+        self.stdin: int | None = None
+        self.input: deque[bytes] = deque()
+        self.status: int | None = None
+        self.ended = False
+        self.timer: Timer | None = None
+
+
+class Node:
+    """One machine's part of a job."""
+
+    def __init__(self, loop: Loop, outside: Outside, spared: Callable[[], frozenset[int]] = frozenset) -> None:
+        """A node that has nothing to do yet.
+
+        Args:
+            spared: Children of this process that are not ours to kill when the spawner is lost.
+        """
+        self._loop = loop
+        self._outside = outside
+        self._spared = spared
+        self._router: Router | None = None
+        self._begin: Begin | None = None
+        self._door: Door | None = None
+        self._spawner: _SpawnerProcess | None = None
+        self._places: dict[int, _Place] = {}
+        self._connections: dict[int, socket.socket] = {}  # that came in by the door
+        self._budget = OUTPUT_BUDGET
+        self._paused = False
+        self._over = False
+
+    # ------------------------------------------------------------------------------- beginning
+
+    def open_door(self, address: str, key: bytes) -> int:
+        """Listen at ``address``; the port.
+
+        Raises:
+            LaunchError: This machine has no such address.
+        """
+        try:
+            self._door = Door(self._loop, address, key, self._came_in, self._outside.warn)
+        except OSError as error:
+            raise LaunchError(f"cannot listen at {address}: {error.strerror}") from None
+        return self._door.port
+
+    def begin(self, begin: Begin) -> None:
+        """Prepare: check what can be checked, and start the spawner. `Outside.ready` follows.
+
+        Raises:
+            LaunchError: It cannot be done here; nothing was started.
+        """
+        check_program(begin)
+        self._begin = begin
+        self._router = Router(Book(begin.node, begin.members, begin.hosts, begin.doors, begin.key))
+        self._spawner = _SpawnerProcess(self._loop, begin, self._spawner_said, self._spawner_ended)
+
+    def attend(self, book: Book) -> None:
+        """Route for a job of which no place runs here."""
+        self._router = Router(book)
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is a spawner, and hence maybe places."""
+        return self._spawner is not None
+
+    def go(self) -> None:
+        """Start the places."""
+        assert self._begin is not None
+        crowded = len(self._begin.places) > len(os.sched_getaffinity(0))
+        limit = _memory() // (4 * max(1, len(self._begin.places)))
+        for endpoint, rank in self._begin.places:
+            self._start(self._begin, endpoint, rank, crowded, limit)
+        if not self._begin.places:
+            self._finish()
+
+    def _start(self, begin: Begin, endpoint: int, rank: int, crowded: bool, limit: int) -> None:
+        ours, theirs = control_pair()
+        place = self._places[endpoint] = _Place(endpoint, rank, Control(ours))
+        self._loop.register(place.control.fileno(), partial(self._place_ready, place))
+        inherited = [self._open_stdin(place, begin), *self._open_pipes(place), theirs.fileno()]
+        welcome = Welcome(rank, begin.members, begin.hosts, begin.context, crowded, limit)
+        self._tell(place, welcome)
+        environment = {"RMPI_RANK": str(rank), "RMPI_SIZE": str(len(begin.members))}
+        assert self._spawner is not None
+        self._spawner.send(
+            Fork(endpoint, rank, begin.kind, begin.target, begin.argv, environment, begin.directory),
+            inherited,
+        )
+        theirs.close()
+        for fd in inherited[:3]:
+            os.close(fd)
+
+    def _open_stdin(self, place: _Place, begin: Begin) -> int:
+        if place.rank != begin.stdin_rank:
+            return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        theirs, ours = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(ours, False)
+        place.stdin = ours
+        return theirs
+
+    def _open_pipes(self, place: _Place) -> Iterable[int]:
+        for stream in (1, 2):
+            ours, theirs = os.pipe2(os.O_CLOEXEC)
+            os.set_blocking(ours, False)
+            place.pipes[ours] = stream
+            self._loop.register(ours, partial(self._read, place, ours), 0 if self._paused else select.EPOLLIN)
+            yield theirs
+
+    # --------------------------------------------------------------------------------- actions
+
+    def step(self, event: PlaceSaid | PlaceExited | NodeSaid | CameIn) -> None:
+        """Let the router decide, and do it."""
+        if self._router is not None:
+            self.act(self._router.step(event))
+
+    @property
+    def router(self) -> Router:
+        assert self._router is not None
+        return self._router
+
+    def act(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            self._act(action)
+
+    def _act(self, action: Action) -> None:
+        match action:
+            case Tell(endpoint, message):
+                if endpoint in self._places:
+                    self._tell(self._places[endpoint], message)
+            case TellAll(message):
+                for place in self._places.values():
+                    self._tell(place, message)
+            case Join(first, second):
+                self._join(first, second)
+            case HandOver(connection, endpoint, peer):
+                self._hand_over(connection, endpoint, peer)
+            case TurnAway(connection):
+                self._connections.pop(connection).close()
+            case Send(node, message):
+                self._outside.send(node, message)
+            case RankEnded() | RankCrashed():
+                self._outside.announce(action)
+
+    def _tell(self, place: _Place, message: Message, fds: Iterable[int] = ()) -> None:
+        if not place.control.send(message, tuple(fds)):
+            self._loop.modify(place.control.fileno(), select.EPOLLIN | select.EPOLLOUT)
+
+    def _join(self, first: int, second: int) -> None:
+        one, two = socket.socketpair()
+        for place, peer, sock in ((first, second, one), (second, first, two)):
+            if place in self._places:
+                self._tell(self._places[place], LinkTo(peer), (sock.fileno(),))
+            sock.close()
+
+    def _hand_over(self, connection: int, endpoint: int, peer: int) -> None:
+        sock = self._connections.pop(connection)
+        if endpoint in self._places:
+            self._tell(self._places[endpoint], LinkTo(peer), (sock.fileno(),))
+        sock.close()
+
+    def _came_in(self, sock: socket.socket, source: int, destination: int) -> None:
+        if self._router is None:  # the key is known before the job has begun; nobody can be meant yet
+            sock.close()
+            return
+        self._connections[sock.fileno()] = sock
+        self.step(CameIn(sock.fileno(), source, destination))
+
+    # ------------------------------------------------------------------------------ places say
+
+    def _place_ready(self, place: _Place, mask: int) -> None:
+        if mask & select.EPOLLOUT and place.control.flush():
+            self._loop.modify(place.control.fileno(), select.EPOLLIN)
+        if mask & ~select.EPOLLOUT:
+            self._hear(place)
+
+    def _hear(self, place: _Place) -> None:
+        if place.control.closed:
+            return
+        try:
+            for message, fds in place.control.receive():
+                for fd in fds:
+                    os.close(fd)
+                self.step(PlaceSaid(place.endpoint, message))
+        except WireError as error:
+            self._outside.warn(f"rank {place.rank} speaks nonsense to its router: {error}")
+            place.control.closed = True
+        if place.control.closed:
+            self._loop.unregister(place.control.fileno())
+            place.control.close()
+
+    def _read(self, place: _Place, fd: int, _mask: int) -> None:
+        if self._budget <= 0:
+            self._pause(True)
+            return
+        try:
+            data = os.read(fd, READ_SIZE)
+        except BlockingIOError:
+            return
+        stream = place.pipes[fd]
+        if data:
+            self._budget -= len(data)
+            self._outside.output(place.endpoint, stream, data)
+            return
+        self._close_pipe(place, fd)
+        if not place.pipes and place.status is not None:
+            self._end(place)
+
+    def _close_pipe(self, place: _Place, fd: int) -> None:
+        self._loop.unregister(fd)
+        os.close(fd)
+        self._outside.output(place.endpoint, place.pipes.pop(fd), b"")
+
+    def _read_rest(self, place: _Place, fd: int) -> None:
+        """What is in a pipe whose writer has ended, but not what others may still write there."""
+        try:
+            while data := os.read(fd, OUTPUT_BUDGET):
+                self._budget -= len(data)
+                self._outside.output(place.endpoint, place.pipes[fd], data)
+        except BlockingIOError:
+            pass
+        self._close_pipe(place, fd)
+
+    def consumed(self, count: int) -> None:
+        """Output was shown: read on."""
+        self._budget += count
+        if self._paused and self._budget > 0:
+            self._pause(False)
+
+    def _pause(self, paused: bool) -> None:
+        self._paused = paused
+        for place in self._places.values():
+            for fd in place.pipes:
+                self._loop.modify(fd, 0 if paused else select.EPOLLIN)
+
+    # ------------------------------------------------------------------------------------ input
+
+    def feed(self, endpoint: int, data: bytes) -> None:
+        """Standard input for a place; empty at its end. `Outside.fed` follows when it was taken."""
+        place = self._places.get(endpoint)
+        if place is None or place.stdin is None:
+            return
+        place.input.append(data)
+        if len(place.input) == 1:
+            self._pour(place)
+
+    def _pour(self, place: _Place, _mask: int = 0) -> None:
+        fd = place.stdin
+        assert fd is not None
+        while place.input:
+            data = place.input[0]
+            try:
+                sent = os.write(fd, data) if data else 0
+            except BlockingIOError:
+                self._watch_stdin(place, fd)
+                return
+            except OSError:  # nobody reads there any more
+                data = b""
+                sent = 0
+            if sent < len(data):
+                place.input[0] = data[sent:]
+                continue
+            place.input.popleft()
+            if not data:
+                self._close_stdin(place)
+                return
+            self._outside.fed(place.endpoint)
+        self._loop.unregister(fd)
+
+    def _watch_stdin(self, place: _Place, fd: int) -> None:
+        self._loop.unregister(fd)
+        self._loop.register(fd, partial(self._pour, place), select.EPOLLOUT)
+
+    def _close_stdin(self, place: _Place) -> None:
+        if place.stdin is not None:
+            self._loop.unregister(place.stdin)
+            os.close(place.stdin)
+            place.stdin = None
+            place.input.clear()
+
+    # --------------------------------------------------------------------------------- endings
+
+    def signal(self, number: int) -> None:
+        """Send a signal to every place."""
+        if self._spawner is not None:
+            self._spawner.send(Signal(number))
+
+    def stop(self) -> None:
+        """End every place and everything they started. `Outside.gone` follows."""
+        if self._spawner is not None:
+            self._spawner.end()
+        else:
+            self._finish()
+
+    def _spawner_said(self, message: Message) -> None:
+        match message:
+            case Up():
+                self._outside.ready()
+            case Reaped(endpoint, status):
+                self._reaped(self._places[endpoint], status)
+            case Forked():
+                pass
+
+    def _reaped(self, place: _Place, status: int) -> None:
+        place.status = status
+        if place.pipes:
+            place.timer = self._loop.call_later(DRAIN, partial(self._drained, place))
+        else:
+            self._end(place)
+
+    def _drained(self, place: _Place) -> None:
+        """Somebody still holds the pipes of a place that has ended."""
+        if self._paused:
+            place.timer = self._loop.call_later(DRAIN, partial(self._drained, place))
+            return
+        self._end(place)
+
+    def _end(self, place: _Place) -> None:
+        """A place has ended, and what it said and wrote has been taken."""
+        if place.ended:
+            return
+        place.ended = True
+        if place.timer is not None:
+            place.timer.cancel()
+        for fd in list(place.pipes):
+            self._read_rest(place, fd)
+        self._close_stdin(place)
+        self._hear(place)
+        assert place.status is not None
+        self.step(PlaceExited(place.endpoint, place.status))
+        if all(place.ended for place in self._places.values()) and self._spawner is not None:
+            self._spawner.end()
+
+    def _spawner_ended(self, expected: bool) -> None:
+        spawner, self._spawner = self._spawner, None
+        if not expected:
+            assert spawner is not None
+            kill_descendants(self._spared())
+            self._outside.failed(spawner.last_words())
+        for place in self._places.values():
+            if not place.ended:
+                place.status = -signal.SIGKILL if place.status is None else place.status
+                self._end(place)
+        self._finish()
+
+    def _finish(self) -> None:
+        if not self._over:
+            self._over = True
+            self.close()
+            self._outside.gone()
+
+    def close(self) -> None:
+        """Give back every descriptor."""
+        if self._door is not None:
+            self._door.close()
+            self._door = None
+        for place in self._places.values():
+            if not place.control.closed:
+                self._loop.unregister(place.control.fileno())
+                place.control.close()
+        for sock in self._connections.values():
+            sock.close()
+        self._connections.clear()
+
+
+class _SpawnerProcess:
+    """The node's side of its spawner."""
+
+    def __init__(
+        self, loop: Loop, begin: Begin, said: Callable[[Message], None], ended: Callable[[bool], None]
+    ) -> None:
+        self._loop = loop
+        self._said = said
+        self._ended = ended
+        self._expected = False
+        self._up = False
+        self._stderr = b""
+        ours, theirs = control_pair()
+        environment = {**os.environ, **begin.environment} if begin.inherit else dict(begin.environment)
+        try:
+            self._process = subprocess.Popen(
+                [begin.python, "-c", STARTER, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=(theirs.fileno(),),
+                env=environment,
+                cwd="/",
+                start_new_session=True,
+            )
+        except OSError as error:
+            ours.close()
+            raise LaunchError(f"cannot start {begin.python}: {error.strerror}") from None
+        finally:
+            theirs.close()
+        self._control = Control(ours)
+        assert self._process.stderr is not None
+        self._stderr_fd = self._process.stderr.fileno()
+        os.set_blocking(self._stderr_fd, False)
+        self._pidfd = os.pidfd_open(self._process.pid)
+        loop.register(self._pidfd, lambda _mask: self._collect())
+        loop.register(ours.fileno(), self._stir)
+        loop.register(self._stderr_fd, lambda _mask: self._read_stderr())
+
+    def send(self, message: Message, fds: Iterable[int] = ()) -> None:
+        if not self._control.send(message, tuple(fds)):
+            self._loop.modify(self._control.fileno(), select.EPOLLIN | select.EPOLLOUT)
+
+    def end(self) -> None:
+        """Have it kill what is below it, and exit."""
+        if self._expected or self._control.closed:
+            return
+        self._expected = True
+        self._control.shut()
+        self._loop.call_later(SPAWNER_GRACE, self._insist)
+
+    def _insist(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+
+    def _stir(self, mask: int) -> None:
+        if mask & select.EPOLLOUT and self._control.flush():
+            self._loop.modify(self._control.fileno(), select.EPOLLIN)
+        if mask & ~select.EPOLLOUT:
+            self._hear()
+
+    def _hear(self) -> None:
+        for message, _ in self._control.receive():
+            self._up = True
+            self._said(message)
+        if self._control.closed:
+            self._loop.unregister(self._control.fileno())
+
+    def _collect(self) -> None:
+        """The process has ended."""
+        self._hear()
+        self._process.wait()
+        self._read_stderr()
+        for fd in (self._pidfd, self._control.fileno(), self._stderr_fd):
+            self._loop.unregister(fd)
+        os.close(self._pidfd)
+        self._control.close()
+        assert self._process.stderr is not None
+        self._process.stderr.close()
+        self._ended(self._expected)
+
+    def _read_stderr(self) -> None:
+        try:
+            data = os.read(self._stderr_fd, READ_SIZE)
+        except BlockingIOError:
+            return
+        if not data:
+            self._loop.modify(self._stderr_fd, 0)
+        elif self._up:
+            sys.stderr.buffer.write(data)
+            sys.stderr.flush()
+        self._stderr = (self._stderr + data)[-STDERR_KEPT:]
+
+    def last_words(self) -> str:
+        """Why it ended without being asked to."""
+        status = self._process.returncode
+        how = f"was killed by signal {-status}" if status < 0 else f"ended with exit status {status}"
+        said = self._stderr.decode(errors="replace").strip()
+        return f"its spawner {how}" + (f":\n{said}" if said and not self._up else "")
+
+
+def check_program(begin: Begin) -> None:
+    """Whether the program and its directory are on this machine.
+
+    Raises:
+        LaunchError: Says what is missing.
+    """
+    if not Path(begin.directory).is_dir():
+        raise LaunchError(f"there is no directory {begin.directory} here; choose another with --wdir")
+    if begin.kind in ("script", "command") and not Path(begin.directory, begin.target).exists():
+        raise LaunchError(f"there is no {begin.target} here; copy it, or use a shared directory")
+
+
+def _memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+# ------------------------------------------------------------------------------ on another machine
+
+
+class Remote:
+    """A node that a booter has started: its outside is the stream to the head."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.loop = Loop()
+        self.node = Node(self.loop, self)
+        self.over = False
+        self._uplink = NodeLink(self.loop, sock, self._heard, self._lost, silence=float("inf"))
+
+    def run(self) -> None:
+        while not self.over:
+            self.loop.run_once()
+
+    def _heard(self, message: Message) -> None:
+        try:
+            self._do(message)
+        except LaunchError as error:
+            self._uplink.send(Refused(str(error), error.status))
+
+    def _do(self, message: Message) -> None:
+        match message:
+            case OpenDoor(address, key):
+                self._uplink.send(DoorIs(address, self.node.open_door(address, key)))
+            case Begin():
+                self.node.begin(message)
+            case Go():
+                self.node.go()
+            case Input(endpoint, data):
+                self.node.feed(endpoint, data)
+            case Signal(number):
+                self.node.signal(number)
+            case Consumed(count):
+                self.node.consumed(count)
+            case Stop():
+                self.node.stop()
+            case _:
+                self.node.step(NodeSaid(HEAD, message))
+
+    def _lost(self, _why: str) -> None:
+        """The head is gone: nothing may be left behind."""
+        kill_descendants()
+        self.over = True
+
+    def send(self, node: int, message: Message) -> None:
+        assert node == HEAD
+        self._uplink.send(message)
+
+    def announce(self, announcement: Announcement) -> None:
+        raise AssertionError(f"only the head announces: {announcement}")
+
+    def output(self, endpoint: int, stream: int, data: bytes) -> None:
+        self._uplink.send(Output(endpoint, stream, data))
+
+    def fed(self, endpoint: int) -> None:
+        self._uplink.send(Fed(endpoint))
+
+    def ready(self) -> None:
+        self._uplink.send(Ready())
+
+    def failed(self, reason: str) -> None:
+        self._uplink.send(Refused(reason, 125))
+
+    def gone(self) -> None:
+        self._uplink.send(Gone())
+
+    def warn(self, text: str) -> None:
+        sys.stderr.write(f"rmpi: {text}\n")
+        sys.stderr.flush()
+
+
+def main(control_in: int, control_out: int) -> int:
+    """A node on another machine, whose control stream is on two descriptors. Returns its exit status."""
+    become_subreaper()
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, lambda _number, _frame: remote.loop.post(remote.node.stop))
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    remote = Remote(_as_socket(control_in, control_out))
+    remote.run()
+    kill_descendants()
+    return 0
+
+
+def _as_socket(control_in: int, control_out: int) -> socket.socket:
+    """One stream socket over two descriptors, which ssh makes pipes, or one socket."""
+    if _is_socket(control_in):
+        return socket.socket(fileno=control_in)
+    ours, theirs = socket.socketpair()
+    _pump(control_in, theirs.fileno())
+    _pump(theirs.fileno(), control_out)
+    theirs.detach()
+    return ours
+
+
+def _is_socket(fd: int) -> bool:
+    try:
+        socket.socket(fileno=os.dup(fd)).close()
+    except OSError:
+        return False
+    return True
+
+
+def _pump(source: int, target: int) -> None:
+    """Copy from one descriptor to another in a thread of its own, and pass the end on."""
+    import threading
+
+    def copy() -> None:
+        try:
+            while data := os.read(source, READ_SIZE):
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(target, view) :]
+        except OSError:
+            pass
+        try:
+            socket.socket(fileno=os.dup(target)).shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+    threading.Thread(target=copy, daemon=True).start()

@@ -1,0 +1,254 @@
+"""This process as a place: its control socket to the router, and the endpoint behind which its peers are.
+
+The control socket is inherited (``RMPI_FD=number:inode``, checked, because a number alone may be anybody's).
+It brings the `Welcome`, then links: connected sockets from the router, or doors of other nodes to dial. A
+place dials in a thread of its own, because a connection may take seconds and progress must not stop.
+
+What the router says arrives within progress, like everything else: a place that computes hears nothing
+until it calls the library again.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import stat
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING
+
+from rmpi.deadline import Deadline
+from rmpi.errors import (
+    CollectiveMismatch,
+    LaunchError,
+    PeerExited,
+    PeerLost,
+    RankFailed,
+    RmpiError,
+    WireError,
+)
+from rmpi.places.control import Control
+from rmpi.places.door import dial
+from rmpi.places.messages import (
+    Ask,
+    Broken,
+    Called,
+    Connect,
+    Dial,
+    Ended,
+    Joined,
+    Left,
+    LinkTo,
+    Message,
+    Welcome,
+    WhatCalled,
+)
+from rmpi.places.reporter import Reporter
+
+if TYPE_CHECKING:
+    from rmpi.transport.endpoint import Endpoint
+
+FD_VARIABLE = "RMPI_FD"
+
+WELCOME_LIMIT = 30.0
+"""Seconds to wait for the router's first message, which it sends before it starts us."""
+
+_reporter: Reporter | None = None
+_control: Control | None = None
+
+
+def reporter_at(fd: int) -> Reporter:
+    """The reporter of this process over the control socket ``fd``, which it shares with `Place`."""
+    global _control, _reporter
+    if _reporter is None:
+        _control = Control(socket.socket(fileno=fd))
+        _reporter = Reporter(_control)
+    return _reporter
+
+
+def inherited_fd(environ: Mapping[str, str]) -> int | None:
+    """The control socket that this process was started with; None if it was not started by a node.
+
+    Raises:
+        LaunchError: The environment names one, and it is not there.
+    """
+    given = environ.get(FD_VARIABLE)
+    if given is None:
+        return None
+    try:
+        number, inode = map(int, given.split(":"))
+        found = os.fstat(number)
+    except (ValueError, OSError):
+        number, inode, found = -1, 0, None
+    if found is None or found.st_ino != inode or not stat.S_ISSOCK(found.st_mode):
+        raise LaunchError(
+            f"{FD_VARIABLE}={given} names a socket that this process does not have: something between "
+            f"rmpi-run and this program closed it, or this is a child of a rank. Unset {FD_VARIABLE} to run alone"
+        )
+    return number
+
+
+class Place:
+    """This process' part in a job.
+
+    Attributes:
+        welcome: What the router said first.
+        endpoint: The traffic with other places.
+    """
+
+    def __init__(self, fd: int, call_of: Callable[[int, int], tuple[int, str] | None]) -> None:
+        """Join the job.
+
+        Args:
+            call_of: For a context and sequence number, fingerprint and text of what was called here.
+        """
+        self._reporter = reporter_at(fd)
+        assert _control is not None
+        self._control = _control
+        self._sending = threading.Lock()
+        self._call_of = call_of
+        self._ends: dict[int, Ended] = {}
+        self._left = False
+        self.pid = os.getpid()
+        os.set_inheritable(fd, False)
+        self.welcome = self._await_welcome()
+        self.endpoint = self._make_endpoint()
+        self._tell(Joined())
+
+    def _await_welcome(self) -> Welcome:
+        ready, _, _ = select.select([self._control], [], [], WELCOME_LIMIT)
+        messages = self._control.receive() if ready else []
+        if not messages or not isinstance(messages[0][0], Welcome):
+            raise LaunchError("the router that started this process does not answer")
+        self._early = messages[1:]
+        return messages[0][0]
+
+    def _make_endpoint(self) -> Endpoint:
+        from rmpi.transport.crank import SPIN
+        from rmpi.transport.endpoint import Endpoint
+
+        welcome = self.welcome
+        spin = float(os.environ.get("RMPI_SPIN", "0" if welcome.crowded else str(SPIN)))
+        endpoint = Endpoint(
+            welcome.members[welcome.rank],
+            self._connect,
+            spin=spin,
+            unmatched_limit=welcome.unmatched_limit,
+            name_of=self._name_of,
+        )
+        for message, fds in self._early:
+            endpoint.crank.post(partial(self._heard, message, fds))
+        endpoint.crank.register(self._control.fileno(), self._ready)
+        return endpoint
+
+    def _name_of(self, endpoint: int) -> str:
+        rank = self.welcome.members.index(endpoint)
+        return f"rank {rank} on {self.welcome.hosts[rank]}"
+
+    # ------------------------------------------------------------------------ towards the router
+
+    def _tell(self, message: Message) -> None:
+        with self._sending:
+            self._control.send(message)
+
+    def _connect(self, peer: int) -> None:
+        self._tell(Connect(peer))
+
+    def called(self, context: int, sequence: int, fingerprint: int, what: str) -> None:
+        self._tell(Called(context, sequence, fingerprint, what))
+
+    def mismatch(self, context: int, sequence: int, fingerprint: int, what: str, other: int) -> None:
+        self.called(context, sequence, fingerprint, what)
+        self._tell(Ask(other, context, sequence))
+
+    def leave(self) -> None:
+        """Send out what waits, tell every peer and the router; nothing can be communicated afterwards."""
+        if self._left or self.pid != os.getpid():
+            return
+        self._left = True
+        if not self._reporter.crashed:
+            self.endpoint.finish()
+            self._tell(Left())
+            while not self._flushed():
+                select.select([], [self._control], [], 1.0)
+        self.endpoint.close()
+
+    def _flushed(self) -> bool:
+        with self._sending:
+            return self._control.flush()
+
+    def disown(self) -> None:
+        """In a forked child: the links are the parent's."""
+        self.endpoint.disown()
+        self._control.close()
+
+    # ---------------------------------------------------------------------- what the router says
+
+    def _ready(self, _mask: int) -> None:
+        try:
+            for message, fds in self._control.receive():
+                self._heard(message, fds)
+        except WireError:
+            self._control.close()
+        if self._control.closed:
+            self.endpoint.crank.unregister(self._control.fileno())
+            self._lost_router()
+
+    def _heard(self, message: Message, fds: list[int]) -> None:
+        match message:
+            case LinkTo(peer):
+                self._add_link(peer, socket.socket(fileno=fds[0]))
+            case Dial(peer, doors, key):
+                threading.Thread(target=self._dial, args=(peer, doors, key), daemon=True).start()
+            case Ended():
+                self._peer_ended(message)
+            case Broken(context, text):
+                self.endpoint.break_contexts([context, context + 1], CollectiveMismatch(text))
+            case WhatCalled(context, sequence):
+                mine = self._call_of(context, sequence)
+                if mine is not None:
+                    self.called(context, sequence, *mine)
+
+    def _add_link(self, peer: int, sock: socket.socket) -> None:
+        from rmpi.transport.stream import StreamLink
+
+        self.endpoint.add_link(StreamLink(peer, sock, self.endpoint))
+
+    def _peer_ended(self, ended: Ended) -> None:
+        if ended.endpoint == self.endpoint.ident:
+            return
+        self._ends[ended.endpoint] = ended
+        error: PeerLost
+        if ended.failed:
+            error = RankFailed(ended.rank, ended.host, ended.cause)
+        else:
+            error = PeerExited(
+                f"rank {ended.rank} on {ended.host} has ended, and everything it sent was received"
+            )
+        self.endpoint.peer_ended(ended.endpoint, error)
+
+    def _lost_router(self) -> None:
+        """Without a router nobody would tell us of the death of others: everything ends here."""
+        for rank, member in enumerate(self.welcome.members):
+            if member != self.endpoint.ident:
+                self.endpoint.peer_ended(
+                    member, RankFailed(rank, self.welcome.hosts[rank], "the router of this host is gone")
+                )
+
+    # ------------------------------------------------------------------------------------- dialling
+
+    def _dial(self, peer: int, doors: tuple[tuple[str, int], ...], key: bytes) -> None:
+        """Connect to a peer on another node; in a thread of its own."""
+        try:
+            sock = dial(doors, key, self.endpoint.ident, peer, Deadline.after(DIAL_LIMIT))
+        except RmpiError as error:
+            lost = PeerLost(f"cannot reach {self._name_of(peer)}: {error}")
+            self.endpoint.crank.post(partial(self.endpoint.link_failed, peer, lost))
+            return
+        self.endpoint.crank.post(partial(self._add_link, peer, sock))
+
+
+DIAL_LIMIT = 30.0
+"""Seconds for a connection to another node's door, all its addresses together."""

@@ -1,0 +1,60 @@
+"""Linux' means against processes that outlive their job (prctl(2), proc(5))."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
+_PR_SET_CHILD_SUBREAPER = 36
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+ROUNDS = 50
+"""Looks at what is left before giving up; processes that fork while being killed need more than one."""
+
+
+def become_subreaper() -> None:
+    """Orphaned descendants become our children instead of init's, so that they can be found and ended."""
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def die_with_parent(parent: int) -> None:
+    """Have this process killed when its parent ends; at once if that has happened already.
+
+    The signal comes when the *thread* ends that forked us, so only single-threaded parents may be meant.
+    """
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(128 + signal.SIGKILL)
+
+
+def name_process(name: str) -> None:
+    """What ``ps -o comm`` and ``top`` show: the first 15 bytes."""
+    _libc.prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
+
+
+def kill_descendants(spare: frozenset[int] = frozenset()) -> list[int]:
+    """SIGKILL everything below this process, daemonised grandchildren included, except ``spare``.
+
+    Returns:
+        The pids that were killed.
+    """
+    import psutil  # 15 ms, and only at the end
+
+    killed: list[int] = []
+    me = psutil.Process()
+    for _ in range(ROUNDS):
+        below = [process for process in me.children(recursive=True) if process.pid not in spare]
+        if not below:
+            break
+        for process in below:
+            try:
+                process.kill()
+                killed.append(process.pid)
+            except psutil.NoSuchProcess:
+                pass
+        psutil.wait_procs(below, timeout=0.1)
+    return killed
