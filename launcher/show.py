@@ -12,14 +12,14 @@ print:
 
 - A line longer than 1 MiB is passed on as it comes, and its rank keeps the line to itself for as long as no
   other has something to show. Others do not wait, for it may never end (``cat /dev/zero``) and what they
-  would have to hold knows no bound either: their line closes it with a newline, and the rest goes on as a line
-  of its own.
+  would have to hold knows no bound either: their line closes it with a newline, and the rest goes on as a
+  line of its own.
 - On a terminal a line shows what would be left of it to see: what follows its last carriage return. So the
   progress bar of any rank becomes the one line that it ends with.
 - On a terminal rank 0's unfinished line is the status line at the bottom: a progress bar, a row of dots, the
   prompt of an ``input()``. It is wiped away before anything else is written and drawn again afterwards, cut
-  to the width, lest it wraps; of escape sequences it keeps colours alone, for a cursor sent elsewhere would not
-  find back.
+  to the width, lest it wraps; of escape sequences it keeps colours alone, for a cursor sent elsewhere would
+  not find back.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ class Display:
         for stream in (self._latest, 3 - self._latest):
             line = self._lines.get((0, stream))
             if line and not _is_blank(seen := _seen(line.held)):
-                return _cut(line.tag + seen, self.width - 1)
+                return _cut(line.tag + seen, max(0, self.width - 1))
         return b""
 
 
@@ -246,7 +246,7 @@ class Failure:
         rank: Its rank in the job.
         host: The host it ran on.
         cause: In words that may follow a colon: ``"exit status 3"``, ``"killed by SIGKILL"``.
-        traceback: As Python prints it there; None if there is none. Where there is one, the cause is not shown.
+        traceback: As Python prints it there, and shown in place of the cause; None if there is none.
         stopped: Whether the launcher ended the rank because of the first failure.
     """
 

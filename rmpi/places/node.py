@@ -54,7 +54,7 @@ from rmpi.places.messages import (
     Welcome,
 )
 from rmpi.places.nodelink import NodeLink
-from rmpi.places.processes import become_subreaper, kill_descendants
+from rmpi.places.processes import become_subreaper, kill_descendants, name_process
 from rmpi.places.router import (
     HEAD,
     Action,
@@ -683,6 +683,7 @@ class Remote:
 def main(control_in: int, control_out: int) -> int:
     """A node on another machine, whose control stream is on two descriptors. Returns its exit status."""
     become_subreaper()
+    name_process("rmpi-node")
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, lambda _number, _frame: remote.loop.post(remote.node.stop))
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
