@@ -1,0 +1,32 @@
+# A few verbs. Everything happens in .venv, made on first use.
+
+PYTHON ?= python3
+BIN = .venv/bin
+
+.PHONY: demo test check soak bench clean
+
+$(BIN)/rmpi-run: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+demo: $(BIN)/rmpi-run         ## k-means on a photograph, four ranks
+	$(BIN)/rmpi-run -n 4 examples/kmeans.py
+
+test: $(BIN)/rmpi-run         ## the tests; those that need root and sshd skip without them
+	$(BIN)/python -m pytest
+
+check: $(BIN)/rmpi-run        ## lint and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+soak: $(BIN)/rmpi-run         ## the concurrent tests, fifty times; about half an hour
+	for i in $$(seq 50); do $(BIN)/python -m pytest -q -x tests/transport tests/comm tests/launcher || exit 1; done
+
+bench: $(BIN)/rmpi-run        ## latency and bandwidth of each link, and k-means; on an idle machine
+	$(BIN)/python benchmarks/links.py
+	$(BIN)/python benchmarks/kmeans.py
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
