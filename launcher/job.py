@@ -53,7 +53,9 @@ class Run:
         self._verbose = verbose
         self._terminal = os.isatty(1) and os.isatty(2)
         hosts = len(plan.placement.hosts) > 1
-        self._display = Display(tag=tag, hosts=hosts, terminal=self._terminal, width=_width(), alone=plan.placement.size == 1)
+        self._display = Display(
+            tag=tag, hosts=hosts, terminal=self._terminal, width=_width(), alone=plan.placement.size == 1
+        )
         self._job = Job(plan, self, booter, own_names)
         self._screen = Screen(broken=lambda: self._job.loop.post(self._nobody_reads))
         self._keyboard = Keyboard(lambda data: self._job.loop.post(partial(self._job.feed, data)))

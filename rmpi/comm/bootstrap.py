@@ -48,7 +48,7 @@ def init() -> Comm:
 
 
 def _join(fd: int) -> Comm:
-    place = Place(fd, _call_of)
+    place = Place(fd, _call_of, _last_call)
     welcome = place.welcome
     comm = Comm(place.endpoint, place, welcome.members, welcome.context, welcome.hosts)
     place.endpoint.mismatched = lambda arrival, _called: comm.report_mismatch(arrival)
@@ -64,6 +64,14 @@ def _call_of(context: int, sequence: int) -> tuple[int, str] | None:
         return None
     call = _world.call(sequence)
     return (call.fingerprint, str(call)) if call is not None else None
+
+
+def _last_call() -> tuple[int, int, int, str] | None:
+    """The last collective that was called here: leaving, a rank compares it with the others'."""
+    call = _world.last_call if _world is not None else None
+    if _world is None or call is None:
+        return None
+    return _world.context, call.sequence, call.fingerprint, str(call)
 
 
 def _disown(place: Place) -> None:

@@ -447,6 +447,11 @@ class Comm:
         """What this rank called as collective ``sequence``; None if not yet, or forgotten."""
         return next((call for call in list(self._calls) if call.sequence == sequence), None)
 
+    @property
+    def last_call(self) -> Call | None:
+        """The last collective that this rank called."""
+        return self._calls[-1] if self._calls else None
+
     def report_mismatch(self, arrival: Arrival) -> None:
         """A frame came that belongs to another call than was made here: have everybody told."""
         call = self.call(arrival.tag)

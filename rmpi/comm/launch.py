@@ -52,7 +52,17 @@ from rmpi.places.messages import (
 )
 from rmpi.places.node import Node
 from rmpi.places.nodelink import NodeLink
-from rmpi.places.router import HEAD, LOST, Announcement, Book, NodeLost, NodeSaid, RankCrashed, RankEnded
+from rmpi.places.router import (
+    HEAD,
+    LOST,
+    Announcement,
+    Book,
+    Disagreement,
+    NodeLost,
+    NodeSaid,
+    RankCrashed,
+    RankEnded,
+)
 
 SETTLE = 0.3
 """Seconds between the first failure and asking the other ranks to end: time for them to raise `RankFailed`
@@ -395,6 +405,8 @@ class Job:
                 self._crashes[announcement.rank] = announcement
             case RankEnded(_, _, end) if end.failed:
                 self._failed(announcement)
+            case Disagreement(text):
+                self.end(1, f"CollectiveMismatch: {text}")
 
     def output(self, endpoint: int, stream: int, data: bytes) -> None:
         self._show(HEAD, endpoint, stream, data)

@@ -16,26 +16,29 @@ class Report:
     what: str
 
 
+REMEMBERED = 64
+"""Collectives of a communicator that are compared; of older ones reports count as first reports again."""
+
+
 class CallBook:
-    """What has been reported, per context and sequence number. Reports of older collectives are dropped."""
+    """The first report of each collective, per context and sequence number."""
 
     def __init__(self) -> None:
-        self._latest: dict[int, tuple[int, Report]] = {}
+        self._first: dict[int, dict[int, Report]] = {}
         self._judged: set[int] = set()
 
     def report(self, context: int, sequence: int, report: Report) -> str | None:
         """Note a report; the text of the verdict if it is the first to disagree, else None."""
-        known = self._latest.get(context)
-        if context in self._judged or (known is not None and known[0] > sequence):
+        if context in self._judged:
             return None
-        if known is None or known[0] < sequence:
-            self._latest[context] = sequence, report
-            return None
-        first = known[1]
-        if first.fingerprint == report.fingerprint:
-            return None
-        self._judged.add(context)
-        return (
-            f"ranks disagree about collective {sequence}: "
-            f"{first.who} called {first.what}, {report.who} called {report.what}"
-        )
+        calls = self._first.setdefault(context, {})
+        first = calls.setdefault(sequence, report)
+        if first.fingerprint != report.fingerprint:
+            self._judged.add(context)
+            return (
+                f"ranks disagree about collective {sequence}: "
+                f"{first.who} called {first.what}, {report.who} called {report.what}"
+            )
+        if len(calls) > REMEMBERED:
+            del calls[min(calls)]
+        return None

@@ -2,20 +2,29 @@
 
 A unix socket of type SEQPACKET keeps messages apart, in order, and knows which descriptors came with which
 message; so there is no framing to write and none to get wrong. The sockets are non-blocking on the node's
-side: what a slow place does not take waits here, and nobody waits for it.
+side: what a slow place does not take waits here, and nobody waits for it. A message too long for a packet (a
+command line with ten thousand files) travels as a memory file, whose descriptor comes first.
 """
 
 from __future__ import annotations
 
+import array
 import os
 import socket
 from collections import deque
 from collections.abc import Sequence
 
+from rmpi.errors import WireError
 from rmpi.places.messages import Message, pack, unpack
 
 PACKET = 192 << 10
-"""Bytes of the longest message. Linux refuses packets beyond the send buffer, 208 KiB by default."""
+"""Bytes of the longest packet. Linux refuses packets beyond the send buffer, 208 KiB by default."""
+
+IN_FILE = b"\xc1"
+"""The packet that stands for a message in a memory file. No msgpack begins so."""
+
+LONGEST = 64 << 20
+"""Bytes of the longest message that is read from a memory file."""
 
 FDS = 8
 """Descriptors in one message, at most."""
@@ -42,7 +51,11 @@ class Control:
         """Send now or queue; the descriptors stay the caller's. False: there is a queue, call `flush`."""
         if self.closed:
             return True
-        self._queue.append((pack(message), tuple(os.dup(fd) for fd in fds)))
+        data, sent = pack(message), [os.dup(fd) for fd in fds]
+        if len(data) > PACKET:
+            sent.insert(0, _memory_file(data))
+            data = IN_FILE
+        self._queue.append((data, tuple(sent)))
         return self.flush()
 
     def flush(self) -> bool:
@@ -69,7 +82,7 @@ class Control:
         messages = []
         while not self.closed:
             try:
-                data, fds, _, _ = socket.recv_fds(self._socket, PACKET + 4096, FDS)
+                data, fds = _receive_fds(self._socket)
             except BlockingIOError:
                 break
             except OSError:
@@ -77,7 +90,7 @@ class Control:
             if not data:
                 self.closed = True
                 break
-            messages.append((unpack(data), fds))
+            messages.append((unpack(_read_file(fds) if data == IN_FILE else data), fds))
         return messages
 
     def shut(self) -> None:
@@ -95,6 +108,40 @@ class Control:
     def _forget(self) -> None:
         while self._queue:
             _close_all(self._queue.popleft()[1])
+
+
+def _receive_fds(sock: socket.socket) -> tuple[bytes, list[int]]:
+    """A packet. Why not `socket.recv_fds`: it ignores its flags, and programs started here must inherit nothing."""
+    fds = array.array("i")
+    space = socket.CMSG_LEN((FDS + 1) * fds.itemsize)
+    data, parts, _, _ = sock.recvmsg(PACKET, space, socket.MSG_CMSG_CLOEXEC)
+    for level, kind, part in parts:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(part[: len(part) - len(part) % fds.itemsize])
+    return data, list(fds)
+
+
+def _memory_file(data: bytes) -> int:
+    fd = os.memfd_create("rmpi-message", os.MFD_CLOEXEC)
+    with open(fd, "wb", closefd=False) as file:  # noqa: PTH123 (there is no path)
+        file.write(data)
+    return fd
+
+
+def _read_file(fds: list[int]) -> bytes:
+    """The message in the first of the descriptors, which is closed and taken from the list."""
+    if not fds:
+        raise WireError("a long control message came without its memory file")
+    fd = fds.pop(0)
+    try:
+        size = os.fstat(fd).st_size
+        if size > LONGEST:
+            raise WireError(f"a control message of {size} bytes; they have at most {LONGEST}")
+        return os.pread(fd, size, 0)
+    except OSError as error:
+        raise WireError(f"a long control message cannot be read: {error.strerror}") from None
+    finally:
+        os.close(fd)
 
 
 def _close_all(fds: Sequence[int]) -> None:

@@ -60,9 +60,7 @@ class Door:
                 return
             if len(self._waiting) >= WAITING_LIMIT:
                 self._dismiss(next(iter(self._waiting.values())), "too many others wait at the door")
-            visitor = _Visitor(
-                sock, f"{address[0]}:{address[1]}", Acceptor(self._key, os.urandom(NONCE_SIZE))
-            )
+            visitor = _Visitor(sock, f"{address[0]}:{address[1]}", Acceptor(self._key, os.urandom(NONCE_SIZE)))
             self._waiting[sock.fileno()] = visitor
             visitor.timer = self._loop.call_later(PATIENCE, lambda v=visitor: self._dismiss(v, "too slow"))  # type: ignore[misc]
             self._loop.register(sock.fileno(), lambda _mask, v=visitor: self._talk(v))  # type: ignore[misc]
@@ -132,9 +130,7 @@ def dial(
     tried = []
     for address, port in doors:
         try:
-            return _dial_one(
-                address, port, Connector(key, source, destination, os.urandom(NONCE_SIZE)), deadline
-            )
+            return _dial_one(address, port, Connector(key, source, destination, os.urandom(NONCE_SIZE)), deadline)
         except (OSError, WireError) as error:
             tried.append(f"{address} port {port}: {error}")
     why = "; ".join(tried) or "its node has no door"

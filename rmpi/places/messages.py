@@ -76,16 +76,12 @@ def unpack(data: bytes | memoryview) -> Message:
         WireError: It is not one of ours.
     """
     try:
-        code, *values = msgpack.unpackb(
-            data, use_list=False, strict_map_key=False, unicode_errors="surrogateescape"
-        )
+        code, *values = msgpack.unpackb(data, use_list=False, strict_map_key=False, unicode_errors="surrogateescape")
         kind = _BY_CODE[code]
     except Exception as error:  # msgpack raises its own kinds, TypeError, ValueError, …
         raise WireError(f"not a control message: {type(error).__name__}: {error}") from None
     checks = _CHECKS[kind]
-    if len(values) != len(checks) or not all(
-        check(value) for check, value in zip(checks, values, strict=True)
-    ):
+    if len(values) != len(checks) or not all(check(value) for check, value in zip(checks, values, strict=True)):
         raise WireError(f"malformed control message {kind.__name__}")
     return kind(*values)
 
@@ -112,12 +108,13 @@ class Connect(Message):
 
 @_message(4)
 class Called(Message):
-    """``what`` was called here as collective number ``sequence``."""
+    """``what`` was called here as collective number ``sequence``; ``last`` if this rank leaves after it."""
 
     context: int
     sequence: int
     fingerprint: int
     what: str
+    last: bool
 
 
 @_message(5)

@@ -61,6 +61,7 @@ from rmpi.places.router import (
     Announcement,
     Book,
     CameIn,
+    Disagreement,
     HandOver,
     Join,
     NodeSaid,
@@ -265,7 +266,7 @@ class Node:
                 self._connections.pop(connection).close()
             case Send(node, message):
                 self._outside.send(node, message)
-            case RankEnded() | RankCrashed():
+            case RankEnded() | RankCrashed() | Disagreement():
                 self._outside.announce(action)
 
     def _tell(self, place: _Place, message: Message, fds: Iterable[int] = ()) -> None:

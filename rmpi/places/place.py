@@ -98,12 +98,19 @@ class Place:
         endpoint: The traffic with other places.
     """
 
-    def __init__(self, fd: int, call_of: Callable[[int, int], tuple[int, str] | None]) -> None:
+    def __init__(
+        self,
+        fd: int,
+        call_of: Callable[[int, int], tuple[int, str] | None],
+        last_call: Callable[[], tuple[int, int, int, str] | None] = lambda: None,
+    ) -> None:
         """Join the job.
 
         Args:
             call_of: For a context and sequence number, fingerprint and text of what was called here.
+            last_call: Context, sequence number, fingerprint and text of the last collective called here.
         """
+        self._last_call = last_call
         self._reporter = reporter_at(fd)
         assert _control is not None
         self._control = _control
@@ -156,8 +163,8 @@ class Place:
     def _connect(self, peer: int) -> None:
         self._tell(Connect(peer))
 
-    def called(self, context: int, sequence: int, fingerprint: int, what: str) -> None:
-        self._tell(Called(context, sequence, fingerprint, what))
+    def called(self, context: int, sequence: int, fingerprint: int, what: str, *, last: bool = False) -> None:
+        self._tell(Called(context, sequence, fingerprint, what, last))
 
     def mismatch(self, context: int, sequence: int, fingerprint: int, what: str, other: int) -> None:
         self.called(context, sequence, fingerprint, what)
@@ -169,6 +176,9 @@ class Place:
             return
         self._left = True
         if not self._reporter.crashed:
+            last = self._last_call()
+            if last is not None:
+                self.called(*last, last=True)
             self.endpoint.finish()
             self._tell(Left())
             while not self._flushed():
@@ -224,9 +234,7 @@ class Place:
         if ended.failed:
             error = RankFailed(ended.rank, ended.host, ended.cause)
         else:
-            error = PeerExited(
-                f"rank {ended.rank} on {ended.host} has ended, and everything it sent was received"
-            )
+            error = PeerExited(f"rank {ended.rank} on {ended.host} has ended, and everything it sent was received")
         self.endpoint.peer_ended(ended.endpoint, error)
 
     def _lost_router(self) -> None:

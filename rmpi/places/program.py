@@ -2,9 +2,8 @@
 
 What ``python script.py`` does, step by step, in an interpreter that is already up: a fresh ``__main__``,
 argv, ``sys.path[0]``, and then the code. Uncaught exceptions leave through the interpreter's ordinary end, so
-that
-threads are joined and exit functions run; only the traceback goes to the router instead of stderr, without
-the frames of this package, so that the launcher can show the root cause last and once.
+that threads are joined and exit functions run; only the traceback goes to the router instead of stderr, without
+the frames of this module, so that the launcher can show the root cause last and once.
 
 A ``command`` is any other program: this process becomes it.
 """
@@ -17,6 +16,7 @@ import importlib.machinery
 import io
 import os
 import runpy
+import signal
 import sys
 import types
 from pathlib import Path
@@ -69,6 +69,8 @@ def _put_first(entry: str) -> None:
 
 
 def _become(target: str, argv: tuple[str, ...]) -> None:
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and a program would inherit that
+        signal.signal(number, signal.SIG_DFL)
     try:
         os.execv(target, argv)
     except OSError as error:

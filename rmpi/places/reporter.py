@@ -1,25 +1,31 @@
 """What the router hears from a rank besides messages: how it crashes.
 
 An uncaught exception of a rank goes to its router as text instead of to stderr, so that the launcher can
-print the root cause once and last, and fold what other ranks say about it. Frames of this package below
-the program are left out. If the router cannot be reached, Python's own hook prints as usual.
+print the root cause once and last, and fold what other ranks say about it. The text is what the program's
+author would have seen without us: it begins at the program's first frame, and an error of ours ends where the
+program called us. If the router cannot be reached, Python's own hook prints as usual.
 """
 
 from __future__ import annotations
 
+import select
 import sys
 import traceback
 from pathlib import Path
 from types import TracebackType
 
-from rmpi.errors import RankFailed
+from rmpi.errors import RankFailed, RmpiError
+from rmpi.places import program
 from rmpi.places.control import Control
 from rmpi.places.messages import Crashed
 
 TEXT_LIMIT = 64 << 10
 """Characters of a traceback that travel; from a longer one the middle is cut out."""
 
-_PACKAGE = str(Path(__file__).resolve().parent.parent)
+REPORT_LIMIT = 2.0
+"""Seconds to get the report out; the router always reads, so more would mean that it is gone."""
+
+_PACKAGE = str(Path(__file__).resolve().parent.parent) + "/"
 
 
 class Reporter:
@@ -30,28 +36,58 @@ class Reporter:
         self.crashed = False
 
     def install(self) -> None:
-        """Take the place of Python's own exception hook; a hook that the program sets itself goes first."""
-        sys.excepthook = self._report
+        """Take the place of Python's own exception hook; one that the program has set stays."""
+        if sys.excepthook is sys.__excepthook__:
+            sys.excepthook = self._report
 
     def _report(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         self.crashed = True
-        text = "".join(traceback.format_exception(kind, error, own_frames(trace)))
-        self._control.send(Crashed(kind.__name__, shortened(text), issubclass(kind, RankFailed)))
-        if self._control.closed:
+        text = shortened(_text(kind, error, own_frames(trace)))
+        self._control.send(Crashed(kind.__name__, text, issubclass(kind, RankFailed)))
+        if not self._flushed():
             sys.__excepthook__(kind, error, trace)
+
+    def _flushed(self) -> bool:
+        """Whether the report is out."""
+        if not self._control.closed and not self._control.flush():
+            select.select([], [self._control], [], REPORT_LIMIT)
+        return not self._control.closed and self._control.flush()
 
 
 def own_frames(trace: TracebackType | None) -> TracebackType | None:
     """The traceback from the program's first frame on: without those that started it."""
-    while trace is not None and _starts_program(trace.tb_frame.f_code.co_filename, trace):
-        trace = trace.tb_next
-    return trace
+    own = step = trace
+    while step is not None:
+        if step.tb_frame.f_code.co_filename == program.__file__:
+            own = step.tb_next
+        step = step.tb_next
+    while own is not None and own is not trace and own.tb_frame.f_globals.get("__name__") == "runpy":
+        own = own.tb_next
+    return own
 
 
-def _starts_program(file: str, trace: TracebackType) -> bool:
-    module = trace.tb_frame.f_globals.get("__name__")
-    starter = file == "<string>" and "main" in trace.tb_frame.f_globals and trace.tb_next is not None
-    return starter or module == "runpy" or file.startswith(_PACKAGE + "/places")
+def _text(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> str:
+    """As Python prints it, where the encoding knows no surrogates."""
+    report = traceback.TracebackException(kind, error, trace)
+    _leave_out_ours(report, error, set())
+    return "".join(report.format()).encode(errors="backslashreplace").decode()
+
+
+def _leave_out_ours(
+    report: traceback.TracebackException | None, error: BaseException | None, seen: set[int]
+) -> None:
+    """Take from our errors the last frames inside this package, and likewise from their causes."""
+    if report is None or error is None or id(error) in seen:
+        return
+    seen.add(id(error))
+    if isinstance(error, RmpiError):
+        while len(report.stack) > 1 and report.stack[-1].filename.startswith(_PACKAGE):
+            report.stack.pop()
+    _leave_out_ours(report.__cause__, error.__cause__, seen)
+    _leave_out_ours(report.__context__, error.__context__, seen)
+    if report.exceptions and isinstance(error, BaseExceptionGroup):
+        for part, each in zip(report.exceptions, error.exceptions, strict=False):
+            _leave_out_ours(part, each, seen)
 
 
 def shortened(text: str) -> str:

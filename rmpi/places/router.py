@@ -170,8 +170,15 @@ class RankCrashed:
     consequence: bool
 
 
-Announcement = RankEnded | RankCrashed
-Action = Tell | TellAll | Join | HandOver | TurnAway | Send | RankEnded | RankCrashed
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """For the owner of the job: ranks called different things, and left without noticing."""
+
+    text: str
+
+
+Announcement = RankEnded | RankCrashed | Disagreement
+Action = Tell | TellAll | Join | HandOver | TurnAway | Send | RankEnded | RankCrashed | Disagreement
 
 
 # ------------------------------------------------------------------------------------------ router
@@ -285,14 +292,19 @@ class Router:
     def _head_hears(self, endpoint: int, message: Message) -> list[Action]:
         rank, host = self.book.rank_of[endpoint], self.book.host_of(endpoint)
         match message:
-            case Called(context, sequence, fingerprint, what):
+            case Called(context, sequence, fingerprint, what, last):
                 verdict = self._calls.report(context, sequence, Report(f"rank {rank}", fingerprint, what))
-                return self._to_everyone(Broken(context, verdict)) if verdict else []
+                return self._disagree(context, verdict, last) if verdict else []
             case Ask(other, context, sequence):
                 return self._to_place(other, WhatCalled(context, sequence))
             case Crashed(kind, text, consequence):
                 return [RankCrashed(rank, host, kind, text, consequence)]
         raise WireError(f"a place may not say {type(message).__name__}")
+
+    def _disagree(self, context: int, verdict: str, last: bool) -> list[Action]:
+        """Break the communicator; if a rank is leaving already, the owner must say what it can no longer raise."""
+        broken = self._to_everyone(Broken(context, verdict))
+        return [*broken, Disagreement(verdict)] if last else broken
 
     def _exited(self, message: Exited) -> list[Action]:
         if message.endpoint not in self.book.rank_of or message.endpoint in self._gone:

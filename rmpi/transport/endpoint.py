@@ -231,9 +231,7 @@ class Endpoint:
         self.wait((receive,), deadline)
         return receive
 
-    def start_send(
-        self, destination: int, context: int, tag: int, value: object, *, fingerprint: int = 0
-    ) -> Transfer:
+    def start_send(self, destination: int, context: int, tag: int, value: object, *, fingerprint: int = 0) -> Transfer:
         """Begin to send; ``value`` must not change before the transfer is done."""
         encoded = encode_value(value)
         transfer = Transfer(
@@ -808,9 +806,7 @@ class Endpoint:
             self._fail_receives(lambda _: True, error)
             for peer in self._peers.values():
                 self._fail_transfers(peer, lambda _: True, error)
-                for link in {
-                    id(link): link for link in [*peer.links, peer.link] if link is not None
-                }.values():
+                for link in {id(link): link for link in [*peer.links, peer.link] if link is not None}.values():
                     link.close()
             self.crank.close()
 

@@ -37,9 +37,7 @@ class MemoryLink(Link):
         self._other: MemoryLink = self
 
     @classmethod
-    def pair(
-        cls, first: tuple[int, Sink, Notify], second: tuple[int, Sink, Notify]
-    ) -> tuple[MemoryLink, MemoryLink]:
+    def pair(cls, first: tuple[int, Sink, Notify], second: tuple[int, Sink, Notify]) -> tuple[MemoryLink, MemoryLink]:
         """Two ends; each argument is an endpoint's number, sink and notify."""
         here = cls(second[0], first[1], first[2])
         there = cls(first[0], second[1], second[2])

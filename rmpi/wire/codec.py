@@ -180,9 +180,7 @@ def _make_description(dtype: np.dtype[Any], shape: tuple[int, ...], order: bytes
         form, text = b"d", repr(np.lib.format.dtype_to_descr(dtype)).encode()
     if len(text) > METADATA_LIMIT // 2 or not _survives(dtype, form, text):
         return None
-    return (
-        _ARRAY.pack(b"a", order, form, len(shape), len(text)) + struct.pack(f"<{len(shape)}q", *shape) + text
-    )
+    return _ARRAY.pack(b"a", order, form, len(shape), len(text)) + struct.pack(f"<{len(shape)}q", *shape) + text
 
 
 def _survives(dtype: np.dtype[Any], form: bytes, text: bytes) -> bool:
@@ -299,9 +297,7 @@ def _new_array(layout: ArrayLayout) -> Array:
     try:
         return np.empty(layout.shape, layout.dtype, order="C" if layout.order == b"C" else "F")
     except (MemoryError, ValueError):
-        raise MemoryError(
-            f"no memory for an array {layout.shape} of {layout.dtype}: {layout.nbytes} bytes"
-        ) from None
+        raise MemoryError(f"no memory for an array {layout.shape} of {layout.dtype}: {layout.nbytes} bytes") from None
 
 
 def _open_object(metadata: bytes, length: int) -> Landing:

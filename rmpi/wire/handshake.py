@@ -244,9 +244,7 @@ class Acceptor(_Machine):
         UsageError: One of these does not have its size.
     """
 
-    def __init__(
-        self, key: bytes, nonce: bytes, *, accepts: Callable[[int, int], bool] | None = None
-    ) -> None:
+    def __init__(self, key: bytes, nonce: bytes, *, accepts: Callable[[int, int], bool] | None = None) -> None:
         super().__init__(key, nonce, awaits=Step.HELLO)
         self._accepts = accepts
         self._source = 0
