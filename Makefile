@@ -24,9 +24,10 @@ check: $(BIN)/rmpi-run        ## lint and types
 soak: $(BIN)/rmpi-run         ## the concurrent tests, fifty times; about half an hour
 	for i in $$(seq 50); do $(BIN)/python -m pytest -q -x tests/transport tests/comm tests/launcher || exit 1; done
 
-bench: $(BIN)/rmpi-run        ## latency and bandwidth of each link, and k-means; on an idle machine
-	$(BIN)/python benchmarks/links.py
-	$(BIN)/python benchmarks/kmeans.py
+bench: $(BIN)/rmpi-run        ## against MPICH and Open MPI; each link; k-means; on an idle machine, a quarter of an hour
+	$(BIN)/python benchmarks/compare.py
+	$(BIN)/python benchmarks/links.py --anyway       # what load there is now is our own
+	$(BIN)/python benchmarks/kmeans_scaling.py --anyway
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -10,6 +10,7 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from launcher.options import Options, help_text, parse
 from launcher.program import Program, find_program
+from launcher.screen import complain, to_nowhere
 from rmpi import __version__
 from rmpi.comm.placement import Placement, place
 from rmpi.errors import LaunchError
@@ -46,25 +48,36 @@ OURS = ("RMPI_FD", "RMPI_RANK", "RMPI_SIZE", "RMPI_TERMINAL")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its exit code."""
+    _open_standard_streams()
     try:
         return _run(parse(sys.argv[1:] if argv is None else argv, os.environ))
     except LaunchError as error:
-        sys.stderr.write(f"rmpi-run: {error}\n")
+        complain(f"rmpi-run: {error}\n")
         return error.status
     except KeyboardInterrupt:
-        sys.stderr.write("rmpi-run: interrupted\n")
+        complain("rmpi-run: interrupted\n")
         return 130
+
+
+def _open_standard_streams() -> None:
+    """A stream that our caller closed becomes /dev/null, lest the next file we open takes its number."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for stream in ("stdin", "stdout", "stderr"):
+        if getattr(sys, stream) is None:
+            setattr(sys, stream, Path(os.devnull).open("r+"))  # noqa: SIM115 (for as long as we live)
 
 
 def _run(options: Options) -> int:
     if options.action == "help":
-        print(help_text())
-        return 0
+        return _show(help_text())
     if options.action == "version":
-        print(f"rmpi {__version__} (Python {platform.python_version()})")
-        return 0
-    directory = str(Path(options.wdir).absolute()) if options.wdir else str(Path.cwd())
+        return _show(f"rmpi {__version__} (Python {platform.python_version()})")
     hosts = _hosts(options)
+    directory = _directory(options, hosts)
     program = find_program(
         options.words,
         module=options.module,
@@ -74,9 +87,31 @@ def _run(options: Options) -> int:
     )
     placement = _placement(options, hosts)
     if options.dry_run:
-        print(_plan_text(options, program, placement, directory))
-        return 0
+        return _show(_plan_text(options, program, placement, directory))
     return _start(options, program, placement, directory)
+
+
+def _show(text: str) -> int:
+    """Print what was asked for; the exit code."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # as for ``| head``
+        to_nowhere(1)
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        to_nowhere(1)
+        raise LaunchError(f"cannot write to standard output: {error.strerror}") from None
+    return 0
+
+
+def _directory(options: Options, hosts: Sequence[HostSpec]) -> str:
+    """Where ranks start, absolute. It need not exist here if no rank runs here."""
+    if options.wdir is None:
+        return str(Path.cwd())
+    directory = Path(options.wdir).absolute()
+    if not directory.is_dir() and any(is_local(host, _own_names()) for host in hosts):
+        raise LaunchError(f"--wdir {options.wdir}: there is no such directory on this machine")
+    return str(directory)
 
 
 def _hosts(options: Options) -> list[HostSpec]:
@@ -114,7 +149,9 @@ def _plan_text(options: Options, program: Program, placement: Placement, directo
     runs = shlex.join(
         [options.python or sys.executable, *_python_words(program)] if program.is_python else program.argv
     )
-    lines = [f"{placement.size} ranks on {len(placement.hosts)} hosts run, in {directory}:", f"  {runs}", ""]
+    many = "1 rank runs" if placement.size == 1 else f"{placement.size} ranks run"
+    where = "1 host" if len(placement.hosts) == 1 else f"{len(placement.hosts)} hosts"
+    lines = [f"{many} on {where}, in {directory}:", f"  {runs}", ""]
     own = _own_names()
     for index, host in enumerate(placement.hosts):
         ranks = placement.ranks_on(index)
@@ -165,7 +202,7 @@ def _start(options: Options, program: Program, placement: Placement, directory: 
     try:
         return run.run()
     except EndedByUser as ended:
-        sys.stderr.write(f"rmpi-run: ended by {ended} while the job was starting\n")
+        complain(f"rmpi-run: ended by {ended} while the job was starting\n")
         return ended.code
 
 
@@ -197,10 +234,10 @@ def _pythons(options: Options) -> tuple[str, ...]:
 def _local_python(options: Options) -> str:
     if options.python is None:
         return sys.executable
-    found = shutil.which(str(Path(options.python).expanduser()))
+    found = shutil.which(os.path.expanduser(options.python))  # noqa: PTH111 (a Path forgets the ./ of ./python)
     if found is None:
         raise LaunchError(f"--python {options.python}: there is no such interpreter on this machine")
-    return found
+    return str(Path(found).absolute())
 
 
 def _booter(options: Options) -> Callable[[], Booter]:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from types import FrameType
 
-from launcher.screen import Keyboard, Screen
-from launcher.show import Display, Failure, failure_block
+from launcher.screen import Keyboard, Screen, complain
+from launcher.show import Display, Failure, failure_block, ranks_text
 from rmpi.comm.launch import Job, Outcome, Plan, RankFailure
 from rmpi.places.boot import Booter
 
@@ -23,6 +22,9 @@ TIME_LIMIT = 124
 """Exit code when the job took longer than ``--timeout``; that of timeout(1)."""
 
 NOBODY_READS = 128 + signal.SIGPIPE
+
+UNWRITABLE = 125
+"""Exit code when the output cannot be written: that of every failure of our own."""
 
 PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH, signal.SIGCONT)
 
@@ -54,10 +56,10 @@ class Run:
         self._terminal = os.isatty(1) and os.isatty(2)
         hosts = len(plan.placement.hosts) > 1
         self._display = Display(
-            tag=tag, hosts=hosts, terminal=self._terminal, width=_width(), alone=plan.placement.size == 1
+            tag=tag, hosts=hosts, terminal=self._terminal, width=_width(), alone=plan.placement.size == 1 and not tag
         )
         self._job = Job(plan, self, booter, own_names)
-        self._screen = Screen(broken=lambda: self._job.loop.post(self._nobody_reads))
+        self._screen = Screen(lambda error: self._job.loop.post(partial(self._nobody_reads, error)))
         self._keyboard = Keyboard(lambda data: self._job.loop.post(partial(self._job.feed, data)))
         self._interrupts = 0
         self._progress_shown = False
@@ -68,7 +70,8 @@ class Run:
         Raises:
             LaunchError: It could not be started.
         """
-        handlers = {number: signal.signal(number, self._on_signal) for number in _HANDLED}
+        handled = [number for number in _HANDLED if signal.getsignal(number) is not signal.SIG_IGN]  # as under nohup
+        handlers = {number: signal.signal(number, self._on_signal) for number in handled}
         try:
             outcome = self._job.run(started=self._started)
         finally:
@@ -98,8 +101,7 @@ class Run:
             self._interrupted()
         elif number in (signal.SIGTERM, signal.SIGHUP):
             self._job.end(128 + number, f"ended by {signal.Signals(number).name}")
-            self._job.signal(number)
-            self._job.terminate()
+            self._job.terminate(number)
         elif number == signal.SIGTSTP:
             self._job.signal(signal.SIGSTOP)  # a rank has no terminal that could continue it after SIGTSTP
             os.kill(os.getpid(), signal.SIGSTOP)
@@ -110,8 +112,7 @@ class Run:
         self._interrupts += 1
         self._job.end(128 + signal.SIGINT, "interrupted")
         if self._interrupts == 1:
-            self._job.signal(signal.SIGINT)
-            self._job.loop.call_later(self._plan.kill_grace, self._job.terminate)
+            self._job.ask(signal.SIGINT)
             self.warn("interrupted: waiting for the ranks to end; press Ctrl-C again to terminate them")
         elif self._interrupts == 2:
             self._job.terminate()
@@ -123,8 +124,11 @@ class Run:
         self._job.end(TIME_LIMIT, f"time is up: {self._timeout:g} s have passed (--timeout)")
         self._job.terminate()
 
-    def _nobody_reads(self) -> None:
-        self._job.end(NOBODY_READS, "")
+    def _nobody_reads(self, error: OSError) -> None:
+        if isinstance(error, BrokenPipeError):
+            self._job.end(NOBODY_READS, "nobody reads the output")
+        else:
+            self._job.end(UNWRITABLE, f"cannot write to standard output: {error.strerror}")
         self._job.terminate()
 
     # ----------------------------------------------------------------------------------- watching
@@ -156,6 +160,10 @@ class Run:
         elif self._verbose:
             self.warn(text)
 
+    def overdue(self, ranks: Collection[int]) -> None:
+        noun = "rank" if len(ranks) == 1 else "ranks"
+        self.warn(f"{noun} {ranks_text(ranks)} did not end within {self._plan.kill_grace:g} s: killed")
+
     def _clear_progress(self) -> None:
         if self._progress_shown:
             self._progress_shown = False
@@ -173,8 +181,7 @@ class Run:
             text = failure_block(root, others, self._plan.placement.size)
         elif outcome.reason:
             text = self._ended_early(outcome)
-        sys.stderr.write(text)
-        sys.stderr.flush()
+        complain(text)
 
     def _ended_early(self, outcome: Outcome) -> str:
         """What ranks said when they were interrupted, folded; then why they were."""

@@ -10,20 +10,38 @@ from __future__ import annotations
 
 import os
 import queue
+import select
+import sys
 import threading
 from collections.abc import Callable
 
 CHUNK = 64 << 10
 
 
+def complain(text: str) -> None:
+    """Write to standard error. That nobody can read it any more must not change the exit code."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:
+        to_nowhere(2)
+
+
+def to_nowhere(fd: int) -> None:
+    """Have a stream that cannot be written end at /dev/null, lest the interpreter complains of it at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, fd)
+    os.close(nowhere)
+
+
 class Screen:
     """Writes in a thread of its own, in order.
 
     Args:
-        broken: Called, from the thread, when nobody reads standard output any more.
+        broken: Called, from the thread, when standard output cannot be written any more.
     """
 
-    def __init__(self, broken: Callable[[], None]) -> None:
+    def __init__(self, broken: Callable[[OSError], None]) -> None:
         self._queue: queue.SimpleQueue[tuple[int, bytes, Callable[[], None] | None] | None] = queue.SimpleQueue()
         self._broken = broken
         self._closed: set[int] = set()
@@ -51,11 +69,20 @@ class Screen:
         view = memoryview(data)
         try:
             while view:
-                view = view[os.write(fd, view) :]
-        except OSError:
+                view = view[_write_some(fd, view) :]
+        except OSError as error:
             self._closed.add(fd)
             if fd == 1:
-                self._broken()
+                self._broken(error)
+
+
+def _write_some(fd: int, data: memoryview) -> int:
+    """``write``, also where somebody who shares the terminal or pipe with us has made it non-blocking."""
+    while True:
+        try:
+            return os.write(fd, data)
+        except BlockingIOError:
+            select.select([], [fd], [])
 
 
 class Keyboard:

@@ -130,11 +130,7 @@ def test_imports_follow_the_arrow():
 
 
 def test_the_launcher_stays_out_of_what_is_built_on_communicators():
-    astray = [
-        found
-        for found in OURS
-        if found.importer == "launcher" and found.imported in LAUNCHER_HAS_NO_BUSINESS_IN
-    ]
+    astray = [found for found in OURS if found.importer == "launcher" and found.imported in LAUNCHER_HAS_NO_BUSINESS_IN]
     check(astray, "The launcher starts jobs and knows nothing of what runs in them, but")
 
 
@@ -147,16 +143,12 @@ def test_rmpi_never_imports_the_launcher():
 def test_pure_modules_can_neither_block_nor_look_at_the_machine():
     pure = {str(path.relative_to(ROOT)) for pattern in PURE for path in ROOT.glob(pattern)}
     impure = [found for found in IMPORTS if found.path in pure and found.module.split(".")[0] in IMPURE]
-    check(
-        impure, "A pure module decides and leaves acting to its caller: pass in time, bytes and events, but"
-    )
+    check(impure, "A pure module decides and leaves acting to its caller: pass in time, bytes and events, but")
 
 
 def test_only_one_module_knows_paramiko():
     loose = [
-        found
-        for found in IMPORTS
-        if found.module.split(".")[0] == "paramiko" and found.path != "rmpi/places/ssh.py"
+        found for found in IMPORTS if found.module.split(".")[0] == "paramiko" and found.path != "rmpi/places/ssh.py"
     ]
     check(loose, "ssh is the business of rmpi/places/ssh.py alone, but")
 
@@ -166,11 +158,7 @@ def test_starting_imports_nothing_heavy(path):
     """numpy costs 0.1 s of start-up, and a node may run where paramiko is not installed."""
     module = ".".join(Path(path).with_suffix("").parts)
     program = f"import sys, {module}; print(*({{*sys.modules}} & {{*{HEAVY}}}))"
-    run = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     heavy = run.stdout.split()
-    assert not heavy, (
-        f"importing {module} loads {heavy}: import late, where it is used (python -X importtime)"
-    )
+    assert not heavy, f"importing {module} loads {heavy}: import late, where it is used (python -X importtime)"

@@ -75,10 +75,11 @@ def _last_call() -> tuple[int, int, int, str] | None:
 
 
 def _disown(place: Place) -> None:
-    """In a forked child: the links are the parent's, and this process is not a rank."""
+    """In a forked child, and in children of its own: the links are the rank's, and this process is not it."""
     global _forked, _world
-    _forked, _world = True, None
-    place.disown()
+    if not _forked:
+        _forked, _world = True, None
+        place.disown()
 
 
 class _Nobody:

@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from hashlib import blake2b
@@ -37,6 +36,7 @@ from rmpi.deadline import Deadline
 from rmpi.errors import ChannelClosed, DeadlineExceeded, RankError, RmpiError, UsageError
 from rmpi.transport.base import Transfer
 from rmpi.transport.endpoint import Endpoint
+from rmpi.transport.interrupts import SHIELD
 from rmpi.transport.matching import ANY, Arrival, Receive
 from rmpi.transport.operation import Operation
 from rmpi.wire.codec import Array
@@ -56,7 +56,7 @@ PATIENCE = 0.25
 """Seconds in a collective after which a rank reports what it called. Ranks that called different things may
 wait for each other without any frame that could disagree; their reports do."""
 
-_PACKAGE = str(Path(__file__).resolve().parent.parent)
+_PACKAGE = f"{Path(__file__).resolve().parent.parent}/"
 
 Op = Operator | Callable[[Any, Any], Any]
 
@@ -136,6 +136,7 @@ class Comm:
         self._collective = context + 1
         self._sequence = 0
         self._calls: deque[Call] = deque(maxlen=REMEMBERED)
+        self._reported: Call | None = None
         self._left = False
         self.rank = self._rank_of[endpoint.ident]
         self.size = len(members)
@@ -161,11 +162,16 @@ class Comm:
             RankError: There is no rank ``dest``.
             UsageError: The tag is not an integer, or the value cannot be pickled.
             DeadlineExceeded: The text says whether the message was withdrawn, or still goes on.
+
+        Whatever is raised, the message arrives whole, once, or not at all. If a signal handler raises out of this
+        call (Ctrl-C), it may already have left; a program that goes on and must know numbers its messages.
         """
         destination = self._member(dest, "dest")
         tag = _checked_tag(tag)
-        with self._naming("send to", dest, tag):
+        try:
             self._endpoint.send(destination, self._context, tag, value, deadline=Deadline.after(timeout))
+        except DeadlineExceeded as error:
+            raise _named(error, "send to", dest, tag) from None
 
     def recv(
         self,
@@ -190,21 +196,29 @@ class Comm:
         Raises:
             UsageError: The message does not fit ``out``; it stays the next in line.
             DeadlineExceeded: No message came in time. Nothing is lost: a later `recv` gets it.
+
+        Neither is a message lost when a signal handler raises out of this call: it is the next in line again.
         """
         asked = ANY if _is(source, ANY_SOURCE) else self._member(source, "source")
         tag = ANY if _is(tag, ANY_TAG) else _checked_tag(tag)
         if out is not None:
             _check_out(out)
-        with self._naming("recv from", source, tag):
+        deadline = Deadline.after(timeout)
+        shielded = SHIELD.enter()
+        try:
             receive = self._endpoint.receive(
-                self._context,
-                asked,
-                tag,
-                out=out,
-                members=self._everybody,
-                deadline=Deadline.after(timeout),
+                self._context, asked, tag, out=out, members=self._everybody, deadline=deadline
             )
-        return self._take(receive, status)
+            value = self._take(receive, status)
+        except BaseException as error:
+            if shielded:
+                SHIELD.leave()
+            if isinstance(error, DeadlineExceeded):
+                raise _named(error, "recv from", source, tag) from None
+            raise
+        if shielded:
+            SHIELD.leave(self._endpoint.abandon, (receive,))
+        return value
 
     def sendrecv(
         self,
@@ -221,7 +235,7 @@ class Comm:
         """Send to ``dest`` and receive from ``source`` at the same time, so that a ring cannot block.
 
         Arguments, result and errors are those of `send` and `recv`; ``out`` must not share memory with
-        ``value``. After an error neither half is left behind.
+        ``value``. After an error each half is done or undone, as it would be by itself.
         """
         destination = self._member(dest, "dest")
         asked = ANY if _is(source, ANY_SOURCE) else self._member(source, "source")
@@ -231,16 +245,25 @@ class Comm:
             _check_out(out)
             if isinstance(value, np.ndarray) and np.may_share_memory(out, value):
                 raise UsageError("sendrecv: out= shares memory with the value; receive into another array")
-        with self._naming("sendrecv with", dest, sendtag):
+        deadline = Deadline.after(timeout)
+        operations: list[Operation] = []
+        shielded = SHIELD.enter()
+        try:
             receive = self._endpoint.start_receive(self._context, asked, recvtag, out=out, members=self._everybody)
-            operations: list[Operation] = [receive]
-            try:
-                operations.append(self._endpoint.start_send(destination, self._context, sendtag, value))
-            except BaseException:
-                self._endpoint.abandon(operations)
-                raise
-            self._endpoint.wait(operations, Deadline.after(timeout))
-        return self._take(receive, status)
+            operations.append(receive)
+            operations.append(self._endpoint.start_send(destination, self._context, sendtag, value))
+            self._endpoint.wait(operations, deadline)
+            result = self._take(receive, status)
+        except BaseException as error:
+            self._endpoint.abandon(operations)
+            if shielded:
+                SHIELD.leave()
+            if isinstance(error, DeadlineExceeded):
+                raise _named(error, "sendrecv with", dest, sendtag) from None
+            raise
+        if shielded:
+            SHIELD.leave(self._endpoint.abandon, operations)
+        return result
 
     def _take(self, receive: Receive, status: Status | None) -> Any:
         arrival = receive.arrival
@@ -252,6 +275,7 @@ class Comm:
         try:
             return receive.take()
         except Exception as error:
+            receive.arrival = None  # it would fail again and again
             error.add_note(f"while unpickling a message from rank {self._rank_of[arrival.source]}")
             raise
 
@@ -381,14 +405,13 @@ class Comm:
 
     def _collect(self, name: str, detail: str, schedule: Schedule[T], timeout: float | None) -> T:
         """Run one collective: number it, say what was called, and follow its schedule."""
-        sequence = self._sequence
-        self._sequence += 1
-        what = f"{name}({detail})"
-        call = Call(sequence, fingerprint_of(what), what, *_call_site())
-        self._calls.append(call)
         deadline = Deadline.after(timeout)
+        what = f"{name}({detail})"
         try:
-            self._endpoint.begin_call(self._collective, sequence, call.fingerprint)
+            call = Call(self._sequence, fingerprint_of(what), what, *_call_site())
+            self._sequence += 1
+            self._calls.append(call)
+            self._endpoint.begin_call(self._collective, call.sequence, call.fingerprint)
             return self._follow(schedule, call, deadline)
         except BaseException as error:
             self._spoil(what, error)
@@ -413,6 +436,10 @@ class Comm:
             return finished.value  # type: ignore[no-any-return]
 
     def _report(self, call: Call) -> None:
+        """Patience is lost, perhaps not for the first time in this collective."""
+        if self._reported is call:
+            return
+        self._reported = call
         self._keeper.called(self._context, call.sequence, call.fingerprint, str(call))
 
     def _start(self, steps: tuple[Step, ...], call: Call) -> list[Operation]:
@@ -439,7 +466,7 @@ class Comm:
             reason: RmpiError = error
         else:
             reason = ChannelClosed(f"an earlier {what} ended with {type(error).__name__}; {_UNUSABLE}")
-        self._endpoint.crank.post(lambda: self._endpoint.break_contexts([self._collective], reason))
+        self._endpoint.give_up(self._collective, reason)
 
     # ---------------------------------------------------------------------------- disagreement, end
 
@@ -491,18 +518,15 @@ class Comm:
             raise RankError(f"{argument}={number}: there are only ranks 0 to {self.size - 1}")
         return self._members[number]
 
-    @contextmanager
-    def _naming(self, doing: str, rank: int, tag: int) -> Iterator[None]:
-        """Say in a time-out which call it was."""
-        try:
-            yield
-        except DeadlineExceeded as error:
-            whom = "any rank" if _is(rank, ANY_SOURCE) else f"rank {rank}"
-            which = "any tag" if tag == ANY else f"tag {tag}"
-            raise DeadlineExceeded(f"{doing} {whom}, {which}: {error}") from None
-
 
 _UNUSABLE = "this communicator cannot be used for collectives any more, because ranks may be in the middle of it"
+
+
+def _named(error: DeadlineExceeded, doing: str, rank: int, tag: int) -> DeadlineExceeded:
+    """A time-out that says which call it was."""
+    whom = "any rank" if _is(rank, ANY_SOURCE) else f"rank {rank}"
+    which = "any tag" if tag == ANY else f"tag {tag}"
+    return DeadlineExceeded(f"{doing} {whom}, {which}: {error}")
 
 
 def _result(operation: Operation) -> Any:

@@ -20,7 +20,7 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -29,8 +29,9 @@ from rmpi.comm.placement import Placement
 from rmpi.deadline import Deadline
 from rmpi.errors import LaunchError, WireError
 from rmpi.places.boot import Booted, Booter, boot_all
+from rmpi.places.ends import End
 from rmpi.places.hosts import is_local
-from rmpi.places.loop import Loop
+from rmpi.places.loop import Loop, Timer
 from rmpi.places.messages import (
     SERIAL_BITS,
     Begin,
@@ -73,6 +74,9 @@ STOP_LIMIT = 4.0
 
 KEY_SIZE = 32
 
+CRASHED = 1
+"""Python's exit status after an exception that nobody caught."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -85,7 +89,7 @@ class Plan:
         pythons: Interpreters to look for on other hosts, in this order.
         python: The interpreter on this machine.
         stdin_rank: The rank that gets standard input; -1 for none.
-        kill_grace: Seconds between SIGTERM and SIGKILL.
+        kill_grace: Seconds between the first signal that asks ranks to end, and SIGKILL.
     """
 
     placement: Placement
@@ -117,6 +121,9 @@ class Watcher(Protocol):
     def progress(self, text: str) -> None:
         """What the job is waiting for while it starts."""
 
+    def overdue(self, ranks: Collection[int]) -> None:
+        """These ranks were asked to end, did not within the grace, and are killed."""
+
 
 @dataclass(frozen=True, slots=True)
 class RankFailure:
@@ -127,13 +134,13 @@ class RankFailure:
     code: int
     cause: str
     traceback: str | None
-    consequence: bool  # it was the failure of another rank that ended it
+    consequence: bool  # it was the end of another rank that ended it
     stopped: bool  # it ended after the job had asked it to
 
 
 @dataclass(slots=True)
 class Outcome:
-    """How a job ended. ``failures`` are in the order of time; the first is the root cause."""
+    """How a job ended. The first of ``failures`` is the cause, the others follow in the order of time."""
 
     code: int = 0
     reason: str = ""  # in words, if it was ended for another reason than a failure
@@ -167,7 +174,9 @@ class Job:
         self._crashes: dict[int, RankCrashed] = {}
         self._host_of_node: dict[int, str] = {}
         self._members: tuple[int, ...] = ()
+        self._alive: set[int] = set()  # ranks that run
         self._ending = False
+        self._grace: Timer | None = None
         self._running = False
         self.outcome = Outcome()
 
@@ -329,6 +338,7 @@ class Job:
     def _go(self) -> None:
         self._running = True
         self._remaining = set(self._host_of_node)
+        self._alive = set(range(len(self._members)))
         for node, link in self._links.items():
             if node in self._host_of_node:
                 link.send(Go())
@@ -401,10 +411,13 @@ class Job:
 
     def announce(self, announcement: Announcement) -> None:
         match announcement:
-            case RankCrashed():
-                self._crashes[announcement.rank] = announcement
-            case RankEnded(_, _, end) if end.failed:
-                self._failed(announcement)
+            case RankCrashed(rank, host) if not self._ending:
+                self._crashes[rank] = announcement
+                self._loop.call_later(self._plan.kill_grace, partial(self._lingers, rank, host))
+            case RankEnded(rank, _, end):
+                self._alive.discard(rank)
+                if end.failed:
+                    self._failed(announcement)
             case Disagreement(text):
                 self.end(1, f"CollectiveMismatch: {text}")
 
@@ -445,28 +458,56 @@ class Job:
     # ----------------------------------------------------------------------------------- ending
 
     def _failed(self, ended: RankEnded) -> None:
+        if any(failure.rank == ended.rank for failure in self.outcome.failures):
+            return
         crash = self._crashes.get(ended.rank)
-        self.outcome.failures.append(
+        code = CRASHED if crash and self._ending else ended.end.code  # we may have killed what had crashed
+        self._note(
             RankFailure(
                 ended.rank,
                 ended.host,
-                ended.end.code,
+                code,
                 ended.end.cause,
                 crash.text if crash else None,
                 crash.consequence if crash else False,
-                self._ending,
+                self._ending and crash is None,
             )
         )
-        if len(self.outcome.failures) == 1 and not self.outcome.reason:
-            self.outcome.code = ended.end.code
+
+    def _note(self, failure: RankFailure) -> None:
+        """Put the cause first. A rank that leaves takes a moment to end, and then `PeerExited` comes before it."""
+        failures = self.outcome.failures
+        first = not failures
+        if first or (failures[0].consequence and not (failure.consequence or failure.stopped)):
+            failures.insert(0, failure)
+            if not self.outcome.reason:
+                self.outcome.code = failure.code
+        else:
+            failures.append(failure)
+        if first and not self.outcome.reason:
             self._loop.call_later(SETTLE, self.terminate)
 
-    def terminate(self) -> None:
-        """Ask every rank to end, and kill what is left after the grace."""
+    def _lingers(self, rank: int, host: str) -> None:
+        """A rank crashed a while ago and does not end: a thread of it waits for others, who wait for it."""
+        if rank in self._alive and not self._ending:
+            self._failed(RankEnded(rank, host, End(CRASHED, "it crashed, but did not end")))
+
+    def ask(self, number: int) -> None:
+        """Ask every rank to end, by a signal. What is left after the grace is killed."""
+        self.signal(number)
+        if self._grace is None:
+            self._grace = self._loop.call_later(self._plan.kill_grace, self._grace_is_over)
+
+    def terminate(self, number: int = signal.SIGTERM) -> None:
+        """The same; and ranks that fail from now on do so because they were asked."""
         if not self._ending:
             self._ending = True
-            self.signal(signal.SIGTERM)
-            self._loop.call_later(self._plan.kill_grace, self.kill)
+            self.ask(number)
+
+    def _grace_is_over(self) -> None:
+        if self._alive:
+            self._watcher.overdue(self._alive)
+        self.kill()
 
     def kill(self) -> None:
         """End every rank and everything it started, at once."""
@@ -492,7 +533,7 @@ class Job:
         self._node.signal(number)
 
     def end(self, code: int, reason: str) -> None:
-        """The job shall end for a reason of the launcher's: its exit code and why, in words."""
+        """The job shall end for a reason of the launcher's: its exit code and why, in words. The first one counts."""
         if not self.outcome.reason and not self.outcome.failures:
             self.outcome.code, self.outcome.reason = code, reason
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import array
 import os
+import select
 import socket
+import threading
 from collections import deque
 from collections.abc import Sequence
 
@@ -36,12 +38,16 @@ def control_pair() -> tuple[socket.socket, socket.socket]:
 
 
 class Control:
-    """One end. `send` never blocks and never fails: a peer that is gone is found out by `receive`."""
+    """One end. `send` never blocks and never fails: a peer that is gone is found out by `receive`.
+
+    Several threads may send: what each has sent before it is in order.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._socket = sock
         self._queue: deque[tuple[bytes, tuple[int, ...]]] = deque()
+        self._sending = threading.Lock()
         self.closed = False
 
     def fileno(self) -> int:
@@ -60,18 +66,24 @@ class Control:
 
     def flush(self) -> bool:
         """Send what waits; True when nothing is left."""
-        while self._queue:
-            data, fds = self._queue[0]
-            try:
-                socket.send_fds(self._socket, [data], fds)
-            except BlockingIOError:
-                return False
-            except OSError:  # the peer is gone; the end of its file says so
-                self._forget()
-                return True
-            self._queue.popleft()
-            _close_all(fds)
+        with self._sending:
+            while self._queue:
+                data, fds = self._queue[0]
+                try:
+                    _send_fds(self._socket, data, fds)
+                except BlockingIOError:
+                    return False
+                except OSError:  # the peer is gone; the end of its file says so
+                    self._forget()
+                    return True
+                self._queue.popleft()
+                _close_all(fds)
         return True
+
+    def drain(self) -> None:
+        """Send what waits, however long that takes: for a process that is about to end."""
+        while not self.flush():
+            select.select([], [self._socket], [])
 
     def receive(self) -> list[tuple[Message, list[int]]]:
         """The messages that have come, each with its descriptors; sets `closed` at the end.
@@ -90,7 +102,11 @@ class Control:
             if not data:
                 self.closed = True
                 break
-            messages.append((unpack(_read_file(fds) if data == IN_FILE else data), fds))
+            try:
+                messages.append((unpack(_read_file(fds) if data == IN_FILE else data), fds))
+            except WireError:
+                _close_all([fd for _, earlier in [*messages, (None, fds)] for fd in earlier])
+                raise
         return messages
 
     def shut(self) -> None:
@@ -110,6 +126,11 @@ class Control:
             _close_all(self._queue.popleft()[1])
 
 
+def _send_fds(sock: socket.socket, data: bytes, fds: Sequence[int]) -> None:
+    """Why not `socket.send_fds`: it ignores its flags, and a program may want to die of SIGPIPE, but not of this."""
+    sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))], socket.MSG_NOSIGNAL)
+
+
 def _receive_fds(sock: socket.socket) -> tuple[bytes, list[int]]:
     """A packet. Why not `socket.recv_fds`: it ignores its flags, and programs started here must inherit nothing."""
     fds = array.array("i")
@@ -123,7 +144,7 @@ def _receive_fds(sock: socket.socket) -> tuple[bytes, list[int]]:
 
 def _memory_file(data: bytes) -> int:
     fd = os.memfd_create("rmpi-message", os.MFD_CLOEXEC)
-    with open(fd, "wb", closefd=False) as file:  # noqa: PTH123 (there is no path)
+    with open(fd, "wb", closefd=False) as file:
         file.write(data)
     return fd
 

@@ -8,9 +8,12 @@ that was asked for, with nothing read beyond the handshake.
 
 from __future__ import annotations
 
+import errno
 import os
+import select
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from rmpi.deadline import Deadline
 from rmpi.errors import PeerLost, WireError
@@ -22,6 +25,14 @@ PATIENCE = 5.0
 
 WAITING_LIMIT = 128
 """Connections in the middle of their handshake; beyond, the oldest is closed."""
+
+AT_ONCE = 64
+"""Visitors let in before the loop's other work has its turn, however many more stand outside."""
+
+REST = 0.5
+"""Seconds for which nobody is let in after this process has run out of descriptors."""
+
+_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 Entered = Callable[[socket.socket, int, int], None]
 """Called with a connection that proved to be from ``source`` and asks for ``destination``."""
@@ -43,6 +54,7 @@ class Door:
         self._entered = entered
         self._turned_away = turned_away
         self._waiting: dict[int, _Visitor] = {}
+        self._resting: Timer | None = None
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self._listener = socket.create_server((address, 0), family=family, backlog=256)
         self._listener.setblocking(False)
@@ -51,19 +63,31 @@ class Door:
         loop.register(self._listener.fileno(), lambda _mask: self._accept())
 
     def _accept(self) -> None:
-        while True:
+        for _ in range(AT_ONCE):
             try:
                 sock, address = self._listener.accept()
             except BlockingIOError:
                 return
-            except OSError:  # the visitor is gone again, or no descriptors are left: others still come
-                return
+            except OSError as error:
+                if error.errno in _SHORTAGES:
+                    self._rest()
+                    return
+                continue  # this visitor is gone again (accept(2)); others still come
             if len(self._waiting) >= WAITING_LIMIT:
                 self._dismiss(next(iter(self._waiting.values())), "too many others wait at the door")
-            visitor = _Visitor(sock, f"{address[0]}:{address[1]}", Acceptor(self._key, os.urandom(NONCE_SIZE)))
-            self._waiting[sock.fileno()] = visitor
-            visitor.timer = self._loop.call_later(PATIENCE, lambda v=visitor: self._dismiss(v, "too slow"))  # type: ignore[misc]
-            self._loop.register(sock.fileno(), lambda _mask, v=visitor: self._talk(v))  # type: ignore[misc]
+            self._admit(_Visitor(sock, f"{address[0]}:{address[1]}", Acceptor(self._key, os.urandom(NONCE_SIZE))))
+
+    def _admit(self, visitor: _Visitor) -> None:
+        fd = visitor.sock.fileno()
+        self._waiting[fd] = visitor
+        visitor.timer = self._loop.call_later(PATIENCE, partial(self._dismiss, visitor, "too slow"))
+        self._loop.register(fd, lambda _mask: self._talk(visitor))
+
+    def _rest(self) -> None:
+        """Whoever cannot be accepted stays in the backlog, and would wake the loop again at once."""
+        fd = self._listener.fileno()
+        self._loop.modify(fd, 0)
+        self._resting = self._loop.call_later(REST, lambda: self._loop.modify(fd, select.EPOLLIN))
 
     def _talk(self, visitor: _Visitor) -> None:
         try:
@@ -93,6 +117,8 @@ class Door:
     def close(self) -> None:
         self._loop.unregister(self._listener.fileno())
         self._listener.close()
+        if self._resting is not None:
+            self._resting.cancel()
         for visitor in list(self._waiting.values()):
             self._forget(visitor)
             visitor.sock.close()
@@ -127,10 +153,12 @@ def dial(
     Raises:
         PeerLost: None of the doors opened; says why, for each.
     """
-    tried = []
+    tried: list[str] = []
     for address, port in doors:
+        handshake = Connector(key, source, destination, os.urandom(NONCE_SIZE))
+        share = Deadline.after(deadline.left() / (len(doors) - len(tried)))  # a silent door leaves time for the next
         try:
-            return _dial_one(address, port, Connector(key, source, destination, os.urandom(NONCE_SIZE)), deadline)
+            return _dial_one(address, port, handshake, share)
         except (OSError, WireError) as error:
             tried.append(f"{address} port {port}: {error}")
     why = "; ".join(tried) or "its node has no door"
@@ -138,14 +166,20 @@ def dial(
 
 
 def _dial_one(address: str, port: int, handshake: Connector, deadline: Deadline) -> socket.socket:
-    sock = socket.create_connection((address, port), timeout=max(0.001, deadline.left()))
+    sock = socket.create_connection((address, port), timeout=_time_left(deadline))
     try:
         while True:
             sock.sendall(handshake.outgoing())
             if handshake.done:
                 return sock
-            sock.settimeout(max(0.001, deadline.left()))
+            sock.settimeout(_time_left(deadline))
             handshake.feed(sock.recv(handshake.wanted()))
     except BaseException:
         sock.close()
         raise
+
+
+def _time_left(deadline: Deadline) -> float | None:
+    """A socket's time-out; to sockets 0 means not to wait at all, and has an error of its own."""
+    left = deadline.left_or_none()
+    return None if left is None else max(0.001, left)

@@ -75,6 +75,8 @@ class Loop:
 
     def _patience(self) -> float:
         """Seconds until the next timer; -1 waits for ever."""
+        if self._posted:  # left over from a turn that an exception ended
+            return 0.0
         while self._timers and self._timers[0][2].work is None:
             heapq.heappop(self._timers)
         return max(0.0, self._timers[0][0] - now()) if self._timers else -1.0

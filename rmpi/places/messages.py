@@ -13,15 +13,18 @@ checked against the field's type before a message is made of it, and anything el
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
 import msgpack
 
 from rmpi.errors import WireError
 
 M = TypeVar("M", bound="type[Message]")
+
+_UNICODE_ERRORS = "surrogatepass"
+"""Any Python string travels: file names that are not UTF-8, and what programs put into exceptions."""
 
 SERIAL_BITS = 20
 """Endpoint numbers are ``node << SERIAL_BITS | serial``: a million places per node."""
@@ -37,16 +40,22 @@ _BY_CODE: dict[int, type[Message]] = {}
 _CODES: dict[type[Message], int] = {}
 _CHECKS: dict[type[Message], tuple[Callable[[Any], bool], ...]] = {}
 
-_TYPES: dict[str, type] = {"int": int, "str": str, "bytes": bytes, "float": float, "bool": bool}
 
-
-def _check_for(annotation: str) -> Callable[[Any], bool]:
-    if annotation.startswith("tuple"):
-        return lambda value: isinstance(value, tuple)
-    if annotation.startswith("dict"):
-        return lambda value: isinstance(value, dict)
-    wanted = _TYPES[annotation]
+def _check_for(wanted: Any) -> Callable[[Any], bool]:
+    """Tells whether a value is of this type, all the way down."""
+    inside = tuple(_check_for(part) for part in get_args(wanted) if part is not Ellipsis)
+    if get_origin(wanted) is dict:
+        key, item = inside
+        return lambda value: type(value) is dict and all(key(k) and item(v) for k, v in value.items())
+    if get_origin(wanted) is tuple and Ellipsis in get_args(wanted):
+        return lambda value: type(value) is tuple and all(map(inside[0], value))
+    if get_origin(wanted) is tuple:
+        return lambda value: type(value) is tuple and _fit(inside, value)
     return lambda value: type(value) is wanted
+
+
+def _fit(checks: tuple[Callable[[Any], bool], ...], values: Sequence[Any]) -> bool:
+    return len(values) == len(checks) and all(check(value) for check, value in zip(checks, values, strict=True))
 
 
 @dataclass_transform(frozen_default=True)
@@ -57,7 +66,7 @@ def _message(code: int) -> Callable[[M], M]:
         kind = dataclass(frozen=True, slots=True)(kind)  # type: ignore[assignment]
         _BY_CODE[code] = kind
         _CODES[kind] = code
-        _CHECKS[kind] = tuple(_check_for(str(field.type)) for field in fields(kind))  # type: ignore[arg-type]
+        _CHECKS[kind] = tuple(map(_check_for, get_type_hints(kind).values()))
         return kind
 
     return register
@@ -66,7 +75,7 @@ def _message(code: int) -> Callable[[M], M]:
 def pack(message: Message) -> bytes:
     """The bytes of a message."""
     values = [getattr(message, field.name) for field in fields(message)]  # type: ignore[arg-type]
-    return msgpack.packb([_CODES[type(message)], *values], unicode_errors="surrogateescape")  # type: ignore[no-any-return]
+    return msgpack.packb([_CODES[type(message)], *values], unicode_errors=_UNICODE_ERRORS)  # type: ignore[no-any-return]
 
 
 def unpack(data: bytes | memoryview) -> Message:
@@ -76,12 +85,13 @@ def unpack(data: bytes | memoryview) -> Message:
         WireError: It is not one of ours.
     """
     try:
-        code, *values = msgpack.unpackb(data, use_list=False, strict_map_key=False, unicode_errors="surrogateescape")
-        kind = _BY_CODE[code]
+        parts = msgpack.unpackb(data, use_list=False, strict_map_key=False, unicode_errors=_UNICODE_ERRORS)
     except Exception as error:  # msgpack raises its own kinds, TypeError, ValueError, …
         raise WireError(f"not a control message: {type(error).__name__}: {error}") from None
-    checks = _CHECKS[kind]
-    if len(values) != len(checks) or not all(check(value) for check, value in zip(checks, values, strict=True)):
+    if type(parts) is not tuple or not parts or type(parts[0]) is not int or parts[0] not in _BY_CODE:
+        raise WireError("not a control message: it does not begin with the code of one")
+    kind, values = _BY_CODE[parts[0]], parts[1:]
+    if not _fit(_CHECKS[kind], values):
         raise WireError(f"malformed control message {kind.__name__}")
     return kind(*values)
 
@@ -130,7 +140,7 @@ class Ask(Message):
 class Crashed(Message):
     """An exception nobody caught is about to end this place.
 
-    ``consequence`` is True if it is the failure of another rank that was raised here.
+    ``consequence`` is True if it is the end of another rank that was raised here.
     """
 
     kind: str

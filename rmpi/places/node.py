@@ -15,12 +15,16 @@ spawner does the same. ``python -m rmpi.places.node`` is what a booter starts on
 
 from __future__ import annotations
 
+import array
+import fcntl
 import os
+import resource
 import select
 import signal
 import socket
 import subprocess
 import sys
+import termios
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -30,6 +34,7 @@ from typing import Protocol
 from rmpi.errors import LaunchError, WireError
 from rmpi.places.control import Control, control_pair
 from rmpi.places.door import Door
+from rmpi.places.ends import signal_name
 from rmpi.places.loop import Loop, Timer
 from rmpi.places.messages import (
     Begin,
@@ -82,6 +87,11 @@ OUTPUT_BUDGET = 1 << 20
 
 READ_SIZE = 64 << 10
 
+DESCRIPTORS = 8
+"""Descriptors for each place: its pipes and control socket, and those on their way to the spawner."""
+
+DESCRIPTORS_BESIDES = 64
+
 DRAIN = 0.2
 """Seconds after a place's end to read its pipes; a process it left behind may hold them open for ever."""
 
@@ -131,7 +141,7 @@ class _Place:
         self.stdin: int | None = None
         self.input: deque[bytes] = deque()
         self.status: int | None = None
-        self.ended = False
+        self.ended = False  # and all it wrote was read
         self.timer: Timer | None = None
 
 
@@ -178,6 +188,8 @@ class Node:
             LaunchError: It cannot be done here; nothing was started.
         """
         check_program(begin)
+        make_room(len(begin.places))
+        become_subreaper()  # for daemons of places whose spawner was killed
         self._begin = begin
         self._router = Router(Book(begin.node, begin.members, begin.hosts, begin.doors, begin.key))
         self._spawner = _SpawnerProcess(self._loop, begin, self._spawner_said, self._spawner_ended)
@@ -231,7 +243,8 @@ class Node:
             ours, theirs = os.pipe2(os.O_CLOEXEC)
             os.set_blocking(ours, False)
             place.pipes[ours] = stream
-            self._loop.register(ours, partial(self._read, place, ours), 0 if self._paused else select.EPOLLIN)
+            if not self._paused:
+                self._loop.register(ours, partial(self._read, place, ours))
             yield theirs
 
     # --------------------------------------------------------------------------------- actions
@@ -313,6 +326,10 @@ class Node:
             self._outside.warn(f"rank {place.rank} speaks nonsense to its router: {error}")
             place.control.closed = True
         if place.control.closed:
+            self._hang_up(place)
+
+    def _hang_up(self, place: _Place) -> None:
+        if place.control.fileno() >= 0:
             self._loop.unregister(place.control.fileno())
             place.control.close()
 
@@ -331,7 +348,7 @@ class Node:
             return
         self._close_pipe(place, fd)
         if not place.pipes and place.status is not None:
-            self._end(place)
+            self._drained(place)
 
     def _close_pipe(self, place: _Place, fd: int) -> None:
         self._loop.unregister(fd)
@@ -339,13 +356,14 @@ class Node:
         self._outside.output(place.endpoint, place.pipes.pop(fd), b"")
 
     def _read_rest(self, place: _Place, fd: int) -> None:
-        """What is in a pipe whose writer has ended, but not what others may still write there."""
+        """What is in a pipe whose writer has ended, but not what others go on writing there."""
         try:
-            while data := os.read(fd, OUTPUT_BUDGET):
-                self._budget -= len(data)
-                self._outside.output(place.endpoint, place.pipes[fd], data)
+            data = os.read(fd, _bytes_in(fd))
         except BlockingIOError:
-            pass
+            data = b""
+        if data:
+            self._budget -= len(data)
+            self._outside.output(place.endpoint, place.pipes[fd], data)
         self._close_pipe(place, fd)
 
     def consumed(self, count: int) -> None:
@@ -355,10 +373,13 @@ class Node:
             self._pause(False)
 
     def _pause(self, paused: bool) -> None:
+        """Why not an empty mask: epoll always tells of a pipe whose writer is gone, again and again."""
         self._paused = paused
         for place in self._places.values():
             for fd in place.pipes:
-                self._loop.modify(fd, 0 if paused else select.EPOLLIN)
+                self._loop.unregister(fd)
+                if not paused:
+                    self._loop.register(fd, partial(self._read, place, fd))
 
     # ------------------------------------------------------------------------------------ input
 
@@ -429,45 +450,46 @@ class Node:
                 pass
 
     def _reaped(self, place: _Place, status: int) -> None:
+        """A place has ended. The job hears of it now, whoever may hold its pipes or be slow to show its output."""
         place.status = status
+        self._hear(place)
+        self._hang_up(place)
+        self._close_stdin(place)
+        self.step(PlaceExited(place.endpoint, status))
         if place.pipes:
-            place.timer = self._loop.call_later(DRAIN, partial(self._drained, place))
+            place.timer = self._loop.call_later(DRAIN, partial(self._drain, place))
         else:
-            self._end(place)
+            self._drained(place)
+
+    def _drain(self, place: _Place) -> None:
+        """Somebody still holds the pipes of a place that has ended, or we do not read at the moment."""
+        if self._paused:
+            place.timer = self._loop.call_later(DRAIN, partial(self._drain, place))
+        else:
+            self._drained(place)
 
     def _drained(self, place: _Place) -> None:
-        """Somebody still holds the pipes of a place that has ended."""
-        if self._paused:
-            place.timer = self._loop.call_later(DRAIN, partial(self._drained, place))
-            return
-        self._end(place)
-
-    def _end(self, place: _Place) -> None:
-        """A place has ended, and what it said and wrote has been taken."""
-        if place.ended:
-            return
+        """A place has ended, and what it wrote was taken, but for the rest that is in its pipes."""
         place.ended = True
         if place.timer is not None:
             place.timer.cancel()
         for fd in list(place.pipes):
             self._read_rest(place, fd)
-        self._close_stdin(place)
-        self._hear(place)
-        assert place.status is not None
-        self.step(PlaceExited(place.endpoint, place.status))
         if all(place.ended for place in self._places.values()) and self._spawner is not None:
             self._spawner.end()
 
     def _spawner_ended(self, expected: bool) -> None:
         spawner, self._spawner = self._spawner, None
-        if not expected:
-            assert spawner is not None
+        assert spawner is not None
+        if not spawner.ended_well:
             kill_descendants(self._spared())
+        if not expected:
             self._outside.failed(spawner.last_words())
         for place in self._places.values():
+            if place.status is None:
+                self._reaped(place, -signal.SIGKILL)
             if not place.ended:
-                place.status = -signal.SIGKILL if place.status is None else place.status
-                self._end(place)
+                self._drained(place)
         self._finish()
 
     def _finish(self) -> None:
@@ -482,9 +504,7 @@ class Node:
             self._door.close()
             self._door = None
         for place in self._places.values():
-            if not place.control.closed:
-                self._loop.unregister(place.control.fileno())
-                place.control.close()
+            self._hang_up(place)
         for sock in self._connections.values():
             sock.close()
         self._connections.clear()
@@ -502,6 +522,7 @@ class _SpawnerProcess:
         self._expected = False
         self._up = False
         self._stderr = b""
+        self._python = begin.python
         ours, theirs = control_pair()
         environment = {**os.environ, **begin.environment} if begin.inherit else dict(begin.environment)
         try:
@@ -512,7 +533,7 @@ class _SpawnerProcess:
                 stderr=subprocess.PIPE,
                 pass_fds=(theirs.fileno(),),
                 env=environment,
-                cwd="/",
+                cwd=begin.directory,  # what a relative PYTHONPATH is relative to
                 start_new_session=True,
             )
         except OSError as error:
@@ -583,12 +604,21 @@ class _SpawnerProcess:
             sys.stderr.flush()
         self._stderr = (self._stderr + data)[-STDERR_KEPT:]
 
+    @property
+    def ended_well(self) -> bool:
+        """Whether it has ended itself, and all that was below it first."""
+        return self._process.returncode == 0
+
     def last_words(self) -> str:
         """Why it ended without being asked to."""
         status = self._process.returncode
-        how = f"was killed by signal {-status}" if status < 0 else f"ended with exit status {status}"
+        how = f"was killed by {signal_name(-status)}" if status < 0 else f"ended with exit status {status}"
+        if self._up:
+            return f"its spawner {how}"
         said = self._stderr.decode(errors="replace").strip()
-        return f"its spawner {how}" + (f":\n{said}" if said and not self._up else "")
+        if said.endswith("No module named 'rmpi'"):
+            return f"{self._python} has no rmpi: install it there, or choose another interpreter with --python"
+        return f"{self._python} cannot be the ranks' interpreter: it {how}" + (f", and said:\n{said}" if said else "")
 
 
 def check_program(begin: Begin) -> None:
@@ -601,6 +631,27 @@ def check_program(begin: Begin) -> None:
         raise LaunchError(f"there is no directory {begin.directory} here; choose another with --wdir")
     if begin.kind in ("script", "command") and not Path(begin.directory, begin.target).exists():
         raise LaunchError(f"there is no {begin.target} here; copy it, or use a shared directory")
+
+
+def make_room(places: int) -> None:
+    """Have file descriptors for so many places, by raising our own limit if that is what it takes.
+
+    Raises:
+        LaunchError: The system does not allow as many.
+    """
+    wanted = DESCRIPTORS * places + DESCRIPTORS_BESIDES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        raise LaunchError(f"{places} ranks here need {wanted} file descriptors, and {hard} is the limit (ulimit -Hn)")
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _bytes_in(pipe: int) -> int:
+    """How many bytes can be read there now."""
+    count = array.array("i", [0])
+    fcntl.ioctl(pipe, termios.FIONREAD, count)
+    return count[0]
 
 
 def _memory() -> int:

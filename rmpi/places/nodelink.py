@@ -57,8 +57,7 @@ class NodeLink:
         self._flush()
 
     def lend(self, frame: Frame) -> list[memoryview]:
-        if frame.kind is not Kind.CONTROL:
-            raise WireError(f"a node has no use for {frame}")
+        _check(frame)
         return [memoryview(bytearray(frame.length))]
 
     def _stir(self, mask: int) -> None:
@@ -71,8 +70,8 @@ class NodeLink:
         self._last_heard = now()
         try:
             for frame in self._link.receive():
-                message = unpack(memoryview(frame.segments[0])) if frame.segments else None
-                if message is not None and not isinstance(message, Ping) and not self.closed:
+                message = _message_in(frame)
+                if not isinstance(message, Ping) and not self.closed:
                     self._heard(message)
         except WireError as error:
             self._lose(f"its control stream broke: {error}")
@@ -108,3 +107,13 @@ class NodeLink:
         self._timer.cancel()
         self._loop.unregister(self._fd)
         self._link.close()
+
+
+def _message_in(frame: Frame) -> Message:
+    _check(frame)
+    return unpack(b"".join(frame.segments))
+
+
+def _check(frame: Frame) -> None:
+    if frame.kind is not Kind.CONTROL:
+        raise WireError(f"a node has no use for {frame}")

@@ -60,11 +60,15 @@ _control: Control | None = None
 
 
 def reporter_at(fd: int) -> Reporter:
-    """The reporter of this process over the control socket ``fd``, which it shares with `Place`."""
+    """The reporter of this process over the control socket ``fd``, which it shares with `Place`.
+
+    A process that is forked from here is no place: it has neither.
+    """
     global _control, _reporter
     if _reporter is None:
         _control = Control(socket.socket(fileno=fd))
         _reporter = Reporter(_control)
+        os.register_at_fork(after_in_child=_control.close)
     return _reporter
 
 
@@ -112,11 +116,10 @@ class Place:
         """
         self._last_call = last_call
         self._reporter = reporter_at(fd)
+        self._reporter.install()
         assert _control is not None
         self._control = _control
-        self._sending = threading.Lock()
         self._call_of = call_of
-        self._ends: dict[int, Ended] = {}
         self._left = False
         self.pid = os.getpid()
         os.set_inheritable(fd, False)
@@ -157,8 +160,8 @@ class Place:
     # ------------------------------------------------------------------------ towards the router
 
     def _tell(self, message: Message) -> None:
-        with self._sending:
-            self._control.send(message)
+        if not self._control.send(message):
+            self.endpoint.crank.post(self._flush)
 
     def _connect(self, peer: int) -> None:
         self._tell(Connect(peer))
@@ -181,33 +184,37 @@ class Place:
                 self.called(*last, last=True)
             self.endpoint.finish()
             self._tell(Left())
-            while not self._flushed():
-                select.select([], [self._control], [], 1.0)
+            self._control.drain()
         self.endpoint.close()
 
-    def _flushed(self) -> bool:
-        with self._sending:
-            return self._control.flush()
+    def _flush(self) -> None:
+        """Send what the router was too slow to take. Within progress."""
+        self.endpoint.crank.want_room(self._control.fileno(), not self._control.flush())
 
     def disown(self) -> None:
         """In a forked child: the links are the parent's."""
         self.endpoint.disown()
-        self._control.close()
 
     # ---------------------------------------------------------------------- what the router says
 
-    def _ready(self, _mask: int) -> None:
+    def _ready(self, mask: int) -> None:
+        if mask & select.EPOLLOUT:
+            self._flush()
         try:
             for message, fds in self._control.receive():
                 self._heard(message, fds)
         except WireError:
-            self._control.close()
+            self._control.closed = True
         if self._control.closed:
             self.endpoint.crank.unregister(self._control.fileno())
+            self._control.close()
             self._lost_router()
 
     def _heard(self, message: Message, fds: list[int]) -> None:
         match message:
+            case LinkTo(peer) if not fds:  # the kernel drops those that find no room (unix(7))
+                lost = PeerLost(f"cannot reach {self._name_of(peer)}: too many open files here (ulimit -n)")
+                self.endpoint.link_failed(peer, lost)
             case LinkTo(peer):
                 self._add_link(peer, socket.socket(fileno=fds[0]))
             case Dial(peer, doors, key):
@@ -229,7 +236,6 @@ class Place:
     def _peer_ended(self, ended: Ended) -> None:
         if ended.endpoint == self.endpoint.ident:
             return
-        self._ends[ended.endpoint] = ended
         error: PeerLost
         if ended.failed:
             error = RankFailed(ended.rank, ended.host, ended.cause)

@@ -33,7 +33,7 @@ def die_with_parent(parent: int) -> None:
 
 def name_process(name: str) -> None:
     """What ``ps -o comm`` and ``top`` show: the first 15 bytes."""
-    _libc.prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
+    _libc.prctl(_PR_SET_NAME, os.fsencode(name)[:15], 0, 0, 0)
 
 
 def kill_descendants(spare: frozenset[int] = frozenset()) -> list[int]:
@@ -56,7 +56,7 @@ def kill_descendants(spare: frozenset[int] = frozenset()) -> list[int]:
             try:
                 process.kill()
                 killed.append(process.pid)
-            except psutil.NoSuchProcess:
+            except psutil.Error:  # it is gone, or runs as somebody else
                 pass
         psutil.wait_procs(below, timeout=0.1)
     return killed

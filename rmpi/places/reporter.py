@@ -8,22 +8,18 @@ program called us. If the router cannot be reached, Python's own hook prints as 
 
 from __future__ import annotations
 
-import select
 import sys
 import traceback
 from pathlib import Path
 from types import TracebackType
 
-from rmpi.errors import RankFailed, RmpiError
+from rmpi.errors import PeerLost, RmpiError
 from rmpi.places import program
 from rmpi.places.control import Control
 from rmpi.places.messages import Crashed
 
 TEXT_LIMIT = 64 << 10
 """Characters of a traceback that travel; from a longer one the middle is cut out."""
-
-REPORT_LIMIT = 2.0
-"""Seconds to get the report out; the router always reads, so more would mean that it is gone."""
 
 _PACKAGE = str(Path(__file__).resolve().parent.parent) + "/"
 
@@ -42,16 +38,13 @@ class Reporter:
 
     def _report(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         self.crashed = True
-        text = shortened(_text(kind, error, own_frames(trace)))
-        self._control.send(Crashed(kind.__name__, text, issubclass(kind, RankFailed)))
-        if not self._flushed():
+        trace = own_frames(trace)
+        if self._control.closed:  # by the router, or because this is a fork of a rank
             sys.__excepthook__(kind, error, trace)
-
-    def _flushed(self) -> bool:
-        """Whether the report is out."""
-        if not self._control.closed and not self._control.flush():
-            select.select([], [self._control], [], REPORT_LIMIT)
-        return not self._control.closed and self._control.flush()
+            return
+        text = shortened(_text(kind, error, trace))
+        self._control.send(Crashed(kind.__name__, text, issubclass(kind, PeerLost)))
+        self._control.drain()
 
 
 def own_frames(trace: TracebackType | None) -> TracebackType | None:
@@ -73,14 +66,12 @@ def _text(kind: type[BaseException], error: BaseException, trace: TracebackType 
     return "".join(report.format()).encode(errors="backslashreplace").decode()
 
 
-def _leave_out_ours(
-    report: traceback.TracebackException | None, error: BaseException | None, seen: set[int]
-) -> None:
-    """Take from our errors the last frames inside this package, and likewise from their causes."""
+def _leave_out_ours(report: traceback.TracebackException | None, error: BaseException | None, seen: set[int]) -> None:
+    """Take the last frames inside this package from our errors and Ctrl-C, and likewise from their causes."""
     if report is None or error is None or id(error) in seen:
         return
     seen.add(id(error))
-    if isinstance(error, RmpiError):
+    if isinstance(error, (RmpiError, KeyboardInterrupt)):
         while len(report.stack) > 1 and report.stack[-1].filename.startswith(_PACKAGE):
             report.stack.pop()
     _leave_out_ours(report.__cause__, error.__cause__, seen)

@@ -66,7 +66,7 @@ class PlaceSaid:
 
 @dataclass(frozen=True, slots=True)
 class PlaceExited:
-    """A place of this node has ended, and its output was read. ``status`` as in `Exited`."""
+    """A place of this node has ended, and all it said was heard. ``status`` as in `Exited`."""
 
     endpoint: int
     status: int
@@ -290,6 +290,8 @@ class Router:
     # ------------------------------------------------------------------------------ the head
 
     def _head_hears(self, endpoint: int, message: Message) -> list[Action]:
+        if endpoint not in self.book.rank_of:
+            raise WireError(f"endpoint {endpoint:#x} is not of this job")
         rank, host = self.book.rank_of[endpoint], self.book.host_of(endpoint)
         match message:
             case Called(context, sequence, fingerprint, what, last):

@@ -16,6 +16,7 @@ the outermost frame and the interpreter ends the ordinary way.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import select
 import signal
@@ -35,6 +36,16 @@ STARTER = (
     "from rmpi.places.spawner import main; main(int(sys.argv[1]))"
 )
 """How a spawner is started: ``python -c STARTER FD``. A module in its directory must not shadow ours."""
+
+
+HELD = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
+"""Signals that wait, in a place that has just been forked, until it is one: they end it, but as the place."""
 
 
 class Spawner:
@@ -67,14 +78,18 @@ class Spawner:
                         os.close(fd)
                 elif isinstance(message, Signal):
                     self._signal(message.number)
-            self._control.flush()
+            room = 0 if self._control.flush() else select.EPOLLOUT
+            self._poll.modify(self._control.fileno(), select.EPOLLIN | room)
+        signal.set_wakeup_fd(-1)
         return None
 
     def _fork(self, message: Fork) -> bool:
         """True in the child."""
         parent = os.getpid()
+        signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
         pid = os.fork()
         if pid:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
             self._endpoint_of[pid] = message.endpoint
             self._control.send(Forked(message.endpoint, pid))
             return False
@@ -95,10 +110,9 @@ class Spawner:
             try:
                 os.killpg(pid, number)
             except ProcessLookupError:  # it has not got as far as its own group
-                try:
-                    os.kill(pid, number)
-                except ProcessLookupError:
-                    pass
+                os.kill(pid, number)  # and cannot be gone: it is reaped here
+            except PermissionError:  # it runs as somebody else
+                pass
 
     def _drain(self) -> None:
         try:
@@ -129,9 +143,11 @@ def main(fd: int) -> None:
     name_process("rmpi-spawner")
     try:
         task = Spawner(Control(socket.socket(fileno=fd))).serve()
-    except WireError as error:
+    except (WireError, OSError) as error:  # such as: no room for another process
         sys.stderr.write(f"rmpi: the spawner stops: {error}\n")
-        task = None
+        sys.stderr.flush()
+        kill_descendants()
+        sys.exit(1)
     if task is None:
         kill_descendants()
         return
@@ -139,7 +155,7 @@ def main(fd: int) -> None:
 
 
 def _become_place(fork: Fork, fds: list[int]) -> None:
-    """In the forked process: stdio, directory, environment, and then the program, in the outermost frame."""
+    """In the forked process: its own surroundings, and then the program, in the outermost frame."""
     os.setsid()
     reporter = _settle(fork, fds)
     os.environ.update(fork.environment)
@@ -150,7 +166,9 @@ def _become_place(fork: Fork, fds: list[int]) -> None:
         sys.exit(125)
     name_process(f"{fork.rank} {os.path.basename(fork.target)}")  # noqa: PTH119 (no pathlib before the program)
     reporter.install()
+    faulthandler.enable()
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
         run_program(fork.kind, fork.target, fork.argv)
     except SystemExit as ending:
         reporter.crashed = bool(ending.code)

@@ -9,7 +9,7 @@ frames to them; nobody else does.
     stream(transfer)  a large payload: DATA frames leave piece by piece, behind all small frames that are
                       waiting, straight from the sender's memory. `Transfer.finish` is called at the end.
     flush()           push what waits; True when nothing is left
-    receive()         what has come, as complete frames; memory for payloads comes from `Sink.lend`
+    receive()         what has come, frame by frame; memory for payloads comes from `Sink.lend`
     fileno()          what to sleep on, or -1 for a link that rings its endpoint's doorbell instead
 
 Every medium passes the same tests (`rmpi.testing.conformance`).
@@ -18,7 +18,7 @@ Every medium passes the same tests (`rmpi.testing.conformance`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from rmpi.transport.operation import Operation
@@ -29,7 +29,10 @@ class Sink(Protocol):
     """Whoever gets the frames that come over a link: an endpoint, or a node."""
 
     def lend(self, frame: Frame) -> list[memoryview]:
-        """Memory for the payload of ``frame``, whose header and metadata have come."""
+        """Memory for the payload of ``frame``, whose header and metadata have come.
+
+        Every frame that was sent before this one has been handed out by `Link.receive`.
+        """
 
 
 class Transfer(Operation):
@@ -45,6 +48,7 @@ class Transfer(Operation):
         "metadata",
         "offset",
         "segments",
+        "skipped",
         "source",
         "table",
         "tag",
@@ -72,6 +76,7 @@ class Transfer(Operation):
         self.length = length
         self.message = 0
         self.offset = 0  # bytes handed to the medium
+        self.skipped = 0  # bytes of the message that `segments` do not begin with any more
         self.granted = False
         self.table: dict[int, Transfer] | None = None  # where it is listed until done
 
@@ -102,8 +107,11 @@ class Transfer(Operation):
         )
 
     def own(self) -> None:
-        """Copy what has not left yet, so that the caller may change the value."""
-        self.segments = [bytes(segment) for segment in self.segments]
+        """Copy what the medium has not been handed yet, so that the caller may change the value."""
+        if all(isinstance(segment, bytes) for segment in self.segments):
+            return  # nobody can change it
+        self.segments = [bytes(view) for view in self._views(self.offset, self.length - self.offset)]
+        self.skipped = self.offset
 
     def next_data(self) -> Frame:
         """The next DATA frame; moves `offset` past it."""
@@ -126,6 +134,7 @@ class Transfer(Operation):
 
     def _views(self, start: int, count: int) -> list[memoryview]:
         views = []
+        start -= self.skipped
         for segment in self.segments:
             view = memoryview(segment)
             if start < view.nbytes and count:
@@ -144,6 +153,7 @@ class Link(ABC):
     Attributes:
         peer: The endpoint at the other end.
         closed: The peer's direction has ended; nothing more will come.
+        more: The last `receive` stopped to give others their turn; more may have come already.
         medium: ``"memory"``, ``"unix"``, ``"tcp"``, …
     """
 
@@ -152,6 +162,7 @@ class Link(ABC):
     def __init__(self, peer: int) -> None:
         self.peer = peer
         self.closed = False
+        self.more = False
 
     @abstractmethod
     def send(self, frame: Frame) -> None: ...
@@ -163,7 +174,12 @@ class Link(ABC):
     def flush(self) -> bool: ...
 
     @abstractmethod
-    def receive(self) -> list[Frame]: ...
+    def receive(self) -> Iterator[Frame]:
+        """What has come. Memory for a frame is asked for when those before it were taken from here.
+
+        Raises:
+            WireError: It is not a stream of frames; the link is of no use any more.
+        """
 
     @abstractmethod
     def fileno(self) -> int: ...
@@ -176,15 +192,20 @@ class Link(ABC):
         """
 
     @abstractmethod
+    def detach(self) -> None:
+        """Have copies of whatever waits here and is somebody's memory: `Transfer.own` was called."""
+
+    @abstractmethod
     def finish(self) -> None:
-        """Say that nothing will follow; what was sent still arrives."""
+        """Say that nothing will follow; what was sent still arrives, and then the peer's end is `closed`."""
 
     @abstractmethod
     def settled(self) -> bool:
         """Whether all that was sent is out of this process' hands for good."""
 
     @abstractmethod
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Drop everything that waits; the peer's end is `closed` as if this end were broken off."""
 
     def __repr__(self) -> str:
         return f"<{self.medium} link to {self.peer:#x}{' closed' if self.closed else ''}>"

@@ -5,14 +5,18 @@ more than a message. A blocking call turns the crank until its own operation is 
 serve the descriptors that are ready, look briefly again (*spin*), then sleep in one epoll over everything.
 
 **Several threads.** One *leads*; the others sleep on a lock of their own until their operation is done or
-the leader leaves, which wakes one of them to lead. The state lock is held for every change and never
-while asleep. `post` is the way in for other threads: it appends and, if the leader sleeps, rings.
+the leader leaves, which wakes one of them to lead. Whoever is woken to lead and has no more reason to wakes the
+next: while anybody waits, somebody leads or is about to. The state lock is held for every change and never
+while asleep. `post` is the way in for other threads: it appends and, if the leader sleeps, rings; so does
+an operation of the leader's that another thread brings to its end.
 
 **No wake-up is lost.** A leader sets `_asleep` and then looks at the posted work once more; a poster appends
 and then looks at `_asleep`. Under the GIL both see one order of these four steps, so at least one of them
 sees the other. Readiness of descriptors is level-triggered and waits in the epoll.
 
-**Signals** that raise are held back while state changes (`interrupts`), and run while the leader sleeps.
+**Signals** that raise are held back while state changes (`interrupts`), and run while a thread sleeps.
+
+**Closing** while a thread leads leaves the descriptors to it: closing an epoll does not wake who sleeps in it.
 """
 
 from __future__ import annotations
@@ -30,6 +34,9 @@ from rmpi.transport.operation import Operation
 
 SPIN = 0.001
 """Seconds to look again before going to sleep, where every rank has a core of its own."""
+
+LONGEST_SLEEP = 3600.0
+"""Seconds; whoever waits longer goes to sleep again. epoll counts milliseconds in an int."""
 
 Ready = Callable[[int], None]
 """Called with the epoll mask of a descriptor that is ready, the lock held."""
@@ -75,8 +82,7 @@ class Crank:
     def post(self, work: Callable[[], None]) -> None:
         """Have ``work`` done in the next turn, the lock held. From any thread."""
         self._posted.append(work)
-        if self._asleep:
-            self._ring()
+        self._rouse()
 
     def turn(self) -> None:
         """Do what was posted and serve what is ready, without waiting. The lock is held."""
@@ -99,10 +105,10 @@ class Crank:
         """Lead, or let the leader work, until the operation is done (True) or time is up (False)."""
         while True:
             with self.lock:
-                if operation.done:
+                if operation.done or self.closed:
+                    self._appoint()  # perhaps it was this thread that was woken to lead
+                    self._check_open(operation)
                     return True
-                if self.closed:
-                    raise ChannelClosed("this endpoint is closed")
                 follower = self._follow(operation) if self._leading else None
                 self._leading = True
             if follower is None:
@@ -110,18 +116,24 @@ class Crank:
                     return self._lead(operation, deadline)
                 finally:
                     self._hand_over()
-            self._sleep_on(follower, deadline)
-            with self.lock:
-                operation.wake = None
-                self._followers = [other for other in self._followers if other is not follower]
-                if operation.done or deadline.passed():
-                    return operation.done
+            try:
+                self._sleep(deadline, follower.acquire, True)
+            except BaseException:
+                self._unfollow(operation, follower, leaves=True)
+                raise
+            late = deadline.passed()
+            self._unfollow(operation, follower, leaves=late)
+            if late:
+                return operation.done
 
     def _lead(self, operation: Operation, deadline: Deadline) -> bool:
+        operation.wake = self._rouse
         until = now() + self._spin if self._spin else 0.0
         while True:
             with self.lock:
-                self.turn()
+                if not self.closed:
+                    self.turn()
+                self._check_open(operation)
                 if operation.done:
                     return True
                 if deadline.passed():
@@ -132,50 +144,49 @@ class Crank:
             if self.attention:
                 self._after()
             elif self._asleep:
-                self._sleep(deadline)
+                self._sleep_in_epoll(deadline)
                 until = now() + self._spin if self._spin else 0.0
 
-    def _sleep(self, deadline: Deadline) -> None:
-        """Until something happens; a safe point for signals."""
-        main = threading.current_thread() is threading.main_thread()
-        depth = SHIELD.sleep() if main else 0
+    def _sleep_in_epoll(self, deadline: Deadline) -> None:
         try:
-            left = deadline.left_or_none()
-            self._epoll.poll(-1 if left is None else left, 1)
+            self._sleep(deadline, self._epoll.poll)
         finally:
-            if main:
-                SHIELD.wake(depth)
             self._asleep = False
-        if main and SHIELD.pending:
-            SHIELD.deliver()
+
+    def _sleep(self, deadline: Deadline, function: Callable[..., object], *args: object) -> None:
+        """Until something happens; a safe point for signals. The time left is the last argument."""
+        SHIELD.sleep(function, *args, min(deadline.left(), LONGEST_SLEEP))
 
     def _follow(self, operation: Operation) -> threading.Lock:
         follower = threading.Lock()
         follower.acquire()
         self._followers.append(follower)
         operation.wake = lambda: _release(follower)
-        if self._asleep:
-            self._ring()  # what the follower has just posted may need the leader
         return follower
 
-    def _sleep_on(self, follower: threading.Lock, deadline: Deadline) -> None:
-        main = threading.current_thread() is threading.main_thread()
-        depth = SHIELD.sleep() if main else 0
-        try:
-            left = deadline.left_or_none()
-            follower.acquire(timeout=-1 if left is None else left)
-        finally:
-            if main:
-                SHIELD.wake(depth)
+    def _unfollow(self, operation: Operation, follower: threading.Lock, *, leaves: bool) -> None:
+        with self.lock:
+            operation.wake = None
+            self._followers.remove(follower)
+            if leaves:
+                self._appoint()
 
     def _hand_over(self) -> None:
         with self.lock:
             self._leading = False
-            if self._followers:
-                _release(self._followers.pop(0))
+            if self.closed:
+                self._free()
+            self._appoint()
 
-    def _ring(self) -> None:
-        os.eventfd_write(self._bell, 1)
+    def _appoint(self) -> None:
+        """If nobody leads, wake the first follower, which then leads or appoints the next. The lock is held."""
+        if self._followers and not self._leading:
+            _release(self._followers[0])
+
+    def _rouse(self) -> None:
+        """Wake the leader if it sleeps."""
+        if self._asleep:
+            os.eventfd_write(self._bell, 1)
 
     def _hush(self) -> None:
         try:
@@ -184,20 +195,46 @@ class Crank:
             pass
 
     def nap(self, seconds: float) -> None:
-        """Sleep until something happens, at most ``seconds``; for the one thread that closes an endpoint."""
-        self._sleep(Deadline(now() + seconds))
+        """One turn, then sleep until something happens, at most ``seconds``."""
+        deadline = Deadline(now() + seconds)
+        with self.lock:
+            self._check_open(None)
+            leads, self._leading = not self._leading, True
+        if not leads:
+            self.wait(Operation(), deadline)
+            return
+        try:
+            with self.lock:
+                self.turn()
+                self._asleep = not self._posted and not self.attention
+            if self._asleep:
+                self._sleep_in_epoll(deadline)
+        finally:
+            self._hand_over()
 
     def disown(self) -> None:
-        """`close` in a forked child, with a lock of its own."""
+        """`close` in a forked child, with a lock of its own; whoever leads does not exist here."""
         self.lock = threading.Lock()
+        self._leading = self._asleep = False
         self.close()
 
     def close(self) -> None:
-        """Free the descriptors. The lock is held."""
+        """Nothing can be waited for any more: who waits gets `ChannelClosed`. The lock is held."""
         self.closed = True
         self._ready.clear()
+        if self._leading:
+            self._rouse()
+        else:
+            self._free()
+            self._appoint()
+
+    def _free(self) -> None:
         self._epoll.close()
         os.close(self._bell)
+
+    def _check_open(self, operation: Operation | None) -> None:
+        if self.closed and not (operation is not None and operation.done):
+            raise ChannelClosed("this endpoint is closed")
 
 
 def _release(follower: threading.Lock) -> None:

@@ -6,6 +6,8 @@ What this module adds is the protocol between two endpoints.
 **Nothing is lost.** A blocking call that is left by an exception, a time-out or Ctrl-C *abandons* its
 operation: a message that was matched goes back to the head of its queue, an offer that was not granted is
 withdrawn, and a payload already on its way goes on in the background, from or into memory of our own.
+A send that an exception leaves has therefore sent its message whole or not at all, and which of the two the
+caller cannot always know: the last moment at which a signal handler may raise is after the message has left.
 
 **Flow control.** Up to `EAGER_LIMIT` a message travels at once, against a credit of `CREDIT` unmatched bytes
 per pair which its receiver gives back as it matches them. Out of credit, or larger, only an OFFER travels;
@@ -21,7 +23,8 @@ from __future__ import annotations
 
 import copy
 import select
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -38,10 +41,10 @@ from rmpi.errors import (
 from rmpi.transport.base import Link, Transfer
 from rmpi.transport.crank import Crank
 from rmpi.transport.interrupts import SHIELD
-from rmpi.transport.matching import ANY, Arrival, Matching, Receive, take_views
+from rmpi.transport.matching import ANY, Arrival, Context, Matching, Receive, take_views
 from rmpi.transport.memory import MemoryLink
-from rmpi.transport.operation import Operation
-from rmpi.wire.codec import Array, encode_value
+from rmpi.transport.operation import Operation, Together
+from rmpi.wire.codec import Array, Encoded, check_value, encode_value
 from rmpi.wire.frames import EAGER_LIMIT, Frame, Kind
 
 CREDIT = 1 << 20
@@ -50,8 +53,8 @@ CREDIT = 1 << 20
 CREDIT_STEP = 128 << 10
 """Consumed bytes after which credit goes back: few frames, and a sender is never starved for long."""
 
-FRAME_COST = 256
-"""Bytes that any eager message counts for beyond its payload: what it costs us to remember it."""
+FRAME_COST = 512
+"""Bytes that any unmatched message counts for beyond its payload: about what it costs us to remember it."""
 
 SETTLE_STEP = 0.01
 """Seconds between two looks at whether TCP has acknowledged everything; only while leaving."""
@@ -105,7 +108,7 @@ class Endpoint:
         ident: This endpoint's number in the job.
         connect: Asks for a link to a peer; see `Connect`.
         spin: Seconds to look before sleeping; 0 where ranks outnumber cores, or are threads.
-        unmatched_limit: Bytes of granted messages that nobody has asked for yet.
+        unmatched_limit: Bytes of granted messages that nobody has asked for yet, `FRAME_COST` for each included.
         mismatched: Told of frames that disagree with the collective called here; see `Mismatched`.
         name_of: What to call an endpoint in messages to the user.
     """
@@ -133,12 +136,24 @@ class Endpoint:
         self._peers: dict[int, Peer] = {}
         self._landings: dict[int, Arrival] = {}  # by id of the EAGER frame whose payload is being read
         self._next_message = 0
+        self._leaving = False
+
+    @contextmanager
+    def _exclusively(self) -> Iterator[None]:
+        """With the lock held and handlers deferred: for what is not called for every message."""
+        shielded = SHIELD.enter()
+        try:
+            with self.crank.lock:
+                yield
+        finally:
+            if shielded:
+                SHIELD.leave()
 
     # ------------------------------------------------------------------------------------ contexts
 
     def open_context(self, context: int, members: Iterable[int], *, collective: bool) -> None:
         """Make a context known. In a collective one, the death of any member ends whatever waits."""
-        with self.crank.lock:
+        with self._exclusively():
             known = self._matching.open(context, frozenset(members), collective)
             for member in known.members:
                 error = self._peer(member).ended
@@ -147,25 +162,46 @@ class Endpoint:
 
     def begin_call(self, context: int, sequence: int, fingerprint: int) -> None:
         """Note which collective is called here as number ``sequence``, and compare with what has come."""
-        with self.crank.lock:
-            self._check_open(context)
-            known = self._matching.contexts[context]
-            known.remember_call(sequence, fingerprint)
-            early = [queue[0] for (_, tag), queue in known.arrivals.items() if tag == sequence]
-            for arrival in early:
-                if arrival.fingerprint != fingerprint:
-                    self._matching.withdraw(arrival)
-                    self._note_conflict(arrival, fingerprint)
-        if self.crank.attention:
-            self._report_conflicts()
+        shielded = SHIELD.enter()
+        try:
+            with self.crank.lock:
+                self._check_open(context)
+                self._begin_call(self._matching.contexts[context], sequence, fingerprint)
+            if self.crank.attention:
+                self._report_conflicts()
+        finally:
+            if shielded:
+                SHIELD.leave()
+
+    def _begin_call(self, known: Context, sequence: int, fingerprint: int) -> None:
+        known.remember_call(sequence, fingerprint)
+        early = [queue[0] for (_, tag), queue in known.arrivals.items() if tag == sequence]
+        for arrival in early:
+            if arrival.fingerprint != fingerprint:
+                self._matching.withdraw(arrival)
+                self._note_conflict(arrival, fingerprint)
 
     def break_contexts(self, contexts: Iterable[int], error: RmpiError) -> None:
         """End what waits in these contexts; they cannot be used any more. Within progress."""
-        for context in contexts:
+        broken = frozenset(contexts)
+        for context in broken:
             self._broken.setdefault(context, error)
-        self._fail_receives(lambda receive: receive.context in self._broken, error)
-        for peer in self._peers.values():
-            self._fail_transfers(peer, lambda transfer: transfer.context in self._broken, error)
+        self._fail_receives(lambda receive: receive.context in broken, error)
+        for arrival in self._under_way():
+            if arrival.context in broken and arrival.receive is not None:
+                receive = arrival.receive
+                self._unreceive(arrival, receive)
+                receive.finish(error)
+        for transfer in self._transfers():
+            if transfer.context in broken:
+                self._abandon_transfer(transfer)
+                transfer.finish(error)
+
+    def give_up(self, context: int, error: RmpiError) -> None:
+        """`break_contexts` of one context, from any thread and at once."""
+        with self._exclusively():
+            if not self.crank.closed:
+                self.break_contexts([context], error)
 
     def _note_conflict(self, arrival: Arrival, called: int) -> None:
         self._conflicts.append((arrival, called))
@@ -204,9 +240,15 @@ class Endpoint:
             DeadlineExceeded: Time ran out; the text says whether the message was withdrawn or goes on.
             UsageError: The value cannot be pickled.
         """
-        transfer = self.start_send(destination, context, tag, value, fingerprint=fingerprint)
-        if not transfer.done or transfer.error is not None:
-            self.wait((transfer,), deadline)
+        encoded = encode_value(value)
+        shielded = SHIELD.enter()
+        try:
+            transfer = self._start_send(destination, context, tag, encoded, fingerprint)
+            if not transfer.done or transfer.error is not None:
+                self.wait((transfer,), deadline)
+        finally:
+            if shielded:
+                SHIELD.leave()
 
     def receive(
         self,
@@ -220,6 +262,8 @@ class Endpoint:
     ) -> Receive:
         """The next message that fits; its value is ``Receive.take()``.
 
+        Call it with handlers deferred (`SHIELD`), if it must not be lost between here and its taking.
+
         Args:
             members: Who may send it, where ``source`` is `ANY`: if all of them end, so does this call.
 
@@ -227,13 +271,33 @@ class Endpoint:
             PeerLost, DeadlineExceeded, UsageError (``out`` does not fit): a message that had come, or was
             on its way, is the first in its queue again.
         """
-        receive = self.start_receive(context, source, tag, out=out, members=members)
-        self.wait((receive,), deadline)
+        shielded = SHIELD.enter()
+        try:
+            receive = self.start_receive(context, source, tag, out=out, members=members)
+            self.wait((receive,), deadline)
+        except BaseException:
+            if shielded:
+                SHIELD.leave()
+            raise
+        if shielded:
+            SHIELD.leave(self.abandon, (receive,))
         return receive
 
     def start_send(self, destination: int, context: int, tag: int, value: object, *, fingerprint: int = 0) -> Transfer:
         """Begin to send; ``value`` must not change before the transfer is done."""
         encoded = encode_value(value)
+        shielded = SHIELD.enter()
+        try:
+            transfer = self._start_send(destination, context, tag, encoded, fingerprint)
+        except BaseException:
+            if shielded:
+                SHIELD.leave()
+            raise
+        if shielded:
+            SHIELD.leave(self.abandon, (transfer,))
+        return transfer
+
+    def _start_send(self, destination: int, context: int, tag: int, encoded: Encoded, fingerprint: int) -> Transfer:
         transfer = Transfer(
             self.ident,
             destination,
@@ -244,13 +308,8 @@ class Endpoint:
             encoded.segments,
             encoded.nbytes,
         )
-        shielded = SHIELD.enter()
-        try:
-            with self.crank.lock:
-                self._begin(transfer)
-        finally:
-            if shielded:
-                SHIELD.leave()
+        with self.crank.lock:
+            self._begin(transfer)
         return transfer
 
     def start_receive(
@@ -268,10 +327,14 @@ class Endpoint:
         shielded = SHIELD.enter()
         try:
             with self.crank.lock:
+                self._check_open(receive.context)
                 self._post(receive)
-        finally:
+        except BaseException:
             if shielded:
                 SHIELD.leave()
+            raise
+        if shielded:
+            SHIELD.leave(self.abandon, (receive,))
         return receive
 
     def wait(
@@ -291,39 +354,46 @@ class Endpoint:
         """
         shielded = SHIELD.enter()
         try:
-            for operation in operations:
-                if not operation.done and patience is not None:
-                    patience = self._be_patient(operation, deadline, patience)
-                if not operation.done and not self.crank.wait(operation, deadline):
-                    raise DeadlineExceeded(_timed_out(operation))  # noqa: TRY301 (abandoned below)
-                if operation.error is not None:
-                    raise _fresh(operation.error)  # noqa: TRY301
-            if shielded and SHIELD.pending:
-                SHIELD.deliver()
+            late = self._wait(operations, deadline, patience)
         except BaseException:
-            self.abandon(operations)
+            self._leave_off(operations, shielded)
             raise
-        finally:
-            if shielded:
-                SHIELD.depth -= 1
-        if shielded and SHIELD.pending and not SHIELD.depth:
-            self._deliver_late(operations)
+        if late is not None:
+            self._leave_off(operations, shielded)
+            raise DeadlineExceeded(_timed_out(late))
+        if shielded:
+            SHIELD.leave(self.abandon, operations)
 
-    def _be_patient(self, operation: Operation, deadline: Deadline, patience: Patience) -> Patience | None:
-        """Wait until patience is lost, at most; None then, and its function was called."""
-        limit, lost = patience
-        if self.crank.wait(operation, Deadline(min(limit.at, deadline.at))) or not limit.passed():
-            return patience
-        lost()
+    def _wait(self, operations: Sequence[Operation], deadline: Deadline, patience: Patience | None) -> Operation | None:
+        """Wait for all, or for the first that fails; one that is not done, if time ran out."""
+        pending = [operation for operation in operations if not operation.done]
+        if pending:
+            operation = pending[0] if len(operations) == 1 else self._together(operations)
+            if patience is not None:
+                self._be_patient(operation, deadline, patience)
+            if not self.crank.wait(operation, deadline):
+                return next((operation for operation in pending if not operation.done), pending[0])
+        for operation in operations:
+            if operation.error is not None:
+                raise _fresh(operation.error)
         return None
 
-    def _deliver_late(self, operations: Sequence[Operation]) -> None:
-        """A signal came between the last safe point and the end of the shield."""
+    def _together(self, operations: Sequence[Operation]) -> Operation:
+        with self.crank.lock:
+            return Together(operations)
+
+    def _be_patient(self, operation: Operation, deadline: Deadline, patience: Patience) -> None:
+        """Wait until patience is lost, at most; then let somebody hear of it."""
+        limit, lost = patience
+        if not self.crank.wait(operation, Deadline(min(limit.at, deadline.at))) and limit.passed():
+            lost()
+
+    def _leave_off(self, operations: Sequence[Operation], shielded: bool) -> None:
         try:
-            SHIELD.deliver()
-        except BaseException:
             self.abandon(operations)
-            raise
+        finally:
+            if shielded:
+                SHIELD.leave()
 
     def progress(self) -> None:
         """Move whatever can move now, without waiting."""
@@ -347,6 +417,8 @@ class Endpoint:
             waiting, peer.waiting = peer.waiting, []
             for frame in waiting:
                 self._put(link, frame)
+            if self._leaving:
+                self._say_bye(peer)
 
     def link_failed(self, ident: int, error: PeerLost) -> None:
         """No link to that peer can be made: everything that needs it fails. Within progress."""
@@ -358,7 +430,7 @@ class Endpoint:
 
     def media(self) -> dict[int, str]:
         """The medium by which each connected peer is reached."""
-        with self.crank.lock:
+        with self._exclusively():
             return {i: peer.link.medium for i, peer in self._peers.items() if peer.link is not None}
 
     def _stir(self, link: Link, mask: int) -> None:
@@ -381,12 +453,20 @@ class Endpoint:
         if link.closed:
             self._drop_link(link)
 
+    def _drain(self, link: Link) -> None:
+        """Take all that has come over a link, however much it is."""
+        self._serve(link)
+        while link.more and not link.closed:
+            self._serve(link)
+
     def _drop_link(self, link: Link) -> None:
         """The peer will send nothing more over this link."""
         self.crank.unregister(link.fileno())
         peer = self._peer(link.peer)
         if link in peer.links:
             peer.links.remove(link)
+        if link is not peer.link:
+            link.close()  # a second connection: we never send on it
         if peer.bye and not peer.links:
             self._end_peer(link.peer, self._exited(link.peer))
 
@@ -451,7 +531,6 @@ class Endpoint:
     # ------------------------------------------------------------------------------- receiving
 
     def _post(self, receive: Receive) -> None:
-        self._check_open(receive.context)
         arrival = self._matching.post(receive)
         if arrival is None:
             error = self._why_hopeless(receive)
@@ -461,7 +540,7 @@ class Endpoint:
             return
         reason = receive.refuses(arrival)
         if reason is not None:
-            self._matching.put_back(arrival)
+            self._matching.arrive(arrival)  # no other receive fits it, or it would not have been here
             receive.finish(UsageError(reason))
             return
         self._meet(arrival, receive)
@@ -481,12 +560,11 @@ class Endpoint:
     def _meet(self, arrival: Arrival, receive: Receive) -> None:
         """A message that was here first, and the receive that gets it."""
         arrival.receive = receive
-        if arrival.counted:
-            self._count(arrival, False)
-        elif arrival.message and not arrival.granted:
-            self._grant(arrival)
+        self._count(arrival, False)
         if arrival.complete:
             self._deliver(arrival)
+        elif arrival.message and not arrival.granted:
+            self._grant(arrival)
 
     def _deliver(self, arrival: Arrival) -> None:
         """The message is whole, and somebody wants it."""
@@ -509,7 +587,8 @@ class Endpoint:
         """Whether a granted message counts as one that nobody has asked for."""
         if arrival.counted != counted:
             arrival.counted = counted
-            self._unmatched += arrival.length if counted else -arrival.length
+            cost = arrival.length + FRAME_COST
+            self._unmatched += cost if counted else -cost
 
     def lend(self, frame: Frame) -> list[memoryview]:
         """Memory for a payload (`Sink`); a new message is matched first, so that it lands in place."""
@@ -547,16 +626,12 @@ class Endpoint:
 
     def _arrive(self, frame: Frame) -> Arrival:
         """A new message: note it, match it, and have memory for it if it travels eagerly."""
+        check_value(frame.metadata, frame.length)
         arrival = Arrival.of(frame)
         if not self._conflicts_with_call(arrival):
             arrival.receive = self._find_receiver(arrival)
         if frame.kind is Kind.EAGER:
-            try:
-                arrival.open()
-            except WireError as error:
-                if arrival.receive is not None:
-                    arrival.receive.finish(PeerLost(f"{self.name_of(frame.source)} sent nonsense: {error}"))
-                raise
+            arrival.open()
         return arrival
 
     def _conflicts_with_call(self, arrival: Arrival) -> bool:
@@ -583,11 +658,13 @@ class Endpoint:
             receive.finish(UsageError(reason))
 
     def _on_offer(self, _link: Link, frame: Frame) -> None:
-        arrival = self._arrive(frame)
-        self._peer(frame.source).receiving[frame.message] = arrival
+        receiving = self._peer(frame.source).receiving
+        if not frame.message or frame.message in receiving:
+            raise WireError(f"offer without a number of its own: {frame}")
+        arrival = receiving[frame.message] = self._arrive(frame)
         if arrival.receive is not None:
             self._grant(arrival)
-        elif self._unmatched + arrival.length <= self._unmatched_limit:
+        elif self._unmatched + arrival.length + FRAME_COST <= self._unmatched_limit:
             self._count(arrival, True)
             self._grant(arrival)
 
@@ -599,8 +676,8 @@ class Endpoint:
             self._count(arrival, False)
             if arrival.receive is not None:
                 receive, arrival.receive = arrival.receive, None
-                self._matching.put_back(arrival)
                 receive.finish(error)
+                self._rematch(arrival)
             return  # the offer stands; a later receive tries again
         arrival.granted = True
         self._dispatch(arrival.source, Frame(Kind.GRANT, self.ident, arrival.source, message=arrival.message))
@@ -608,7 +685,9 @@ class Endpoint:
             self._complete(arrival)
 
     def _on_data(self, _link: Link, frame: Frame) -> None:
-        arrival = self._peer(frame.source).receiving[frame.message]
+        arrival = self._peer(frame.source).receiving.get(frame.message)
+        if arrival is None or not frame.length:
+            raise WireError(f"payload of nothing: {frame}")
         arrival.landed += frame.length
         if arrival.landed == arrival.length:
             self._complete(arrival)
@@ -633,7 +712,7 @@ class Endpoint:
         self._count(arrival, False)
         if arrival.receive is not None:
             receive, arrival.receive = arrival.receive, None
-            self._matching.repost(receive)
+            self._post(receive)
         else:
             self._matching.withdraw(arrival)
 
@@ -648,7 +727,7 @@ class Endpoint:
 
     def abandon(self, operations: Iterable[Operation]) -> None:
         """Undo operations whose caller gives up: no message is lost, no half of an exchange left behind."""
-        with self.crank.lock:
+        with self._exclusively():
             for operation in operations:
                 if operation.error is not None:
                     continue
@@ -666,22 +745,33 @@ class Endpoint:
 
     def _on_its_way_to(self, receive: Receive) -> Arrival | None:
         """The message that was matched with ``receive`` and is not complete."""
-        under_way = [arrival for peer in self._peers.values() for arrival in peer.receiving.values()]
-        for arrival in [*under_way, *self._landings.values()]:
-            if arrival.receive is receive:
-                return arrival
-        return None
+        return next((arrival for arrival in self._under_way() if arrival.receive is receive), None)
+
+    def _under_way(self) -> list[Arrival]:
+        """Messages that are not complete."""
+        offered = [arrival for peer in self._peers.values() for arrival in peer.receiving.values()]
+        return [*offered, *self._landings.values()]
+
+    def _transfers(self) -> list[Transfer]:
+        """Messages that are offered, or on their way out."""
+        return [transfer for peer in self._peers.values() for transfer in peer.sending.values()]
 
     def _unreceive(self, arrival: Arrival, receive: Receive) -> None:
-        """Put a matched message back at the head of its queue, out of the memory of who gave it up."""
+        """Put a matched message back in its place, out of the memory of who gave it up."""
         if receive.out is not None and arrival.landing is not None:
             self._move_out(arrival)
         if arrival.message:
             self._count(arrival, True)
         elif arrival.complete:
             self._peer(arrival.source).owed -= arrival.length + FRAME_COST
-        arrival.receive = None
-        self._matching.put_back(arrival)
+        arrival.receive = receive.arrival = None
+        self._rematch(arrival)
+
+    def _rematch(self, arrival: Arrival) -> None:
+        """A message that its receive gave up: the next one that waits for it gets it."""
+        receive = self._find_receiver(arrival)
+        if receive is not None:
+            self._meet(arrival, receive)
 
     def _move_out(self, arrival: Arrival) -> None:
         """Let the message land in memory of its own instead of an array the caller has back."""
@@ -702,10 +792,14 @@ class Endpoint:
         return self._landings.get(id(frame)) is arrival
 
     def _abandon_transfer(self, transfer: Transfer) -> None:
+        peer = self._peer(transfer.destination)
         if transfer.granted:
             transfer.own()
+            for link in _links_of(peer):
+                link.detach()
             return
-        self._peer(transfer.destination).sending.pop(transfer.message, None)
+        if peer.sending.pop(transfer.message, None) is None:
+            return
         frame = Frame(Kind.WITHDRAW, self.ident, transfer.destination, message=transfer.message)
         self._dispatch(transfer.destination, frame)
 
@@ -718,11 +812,14 @@ class Endpoint:
         """
         peer = self._peer(ident)
         for link in list(peer.links):
-            self._serve(link)
-        if isinstance(error, PeerExited) and peer.links and not peer.bye:
+            self._drain(link)
+        if isinstance(error, PeerExited) and peer.links:
             peer.bye = True  # the end of its links brings the rest
             return
         self._end_peer(ident, error)
+        for link in list(peer.links):  # somebody else may hold the other end open, and nothing may be written any more
+            self._drop_link(link)
+            link.close()
 
     def _end_peer(self, ident: int, error: PeerLost) -> None:
         """Nothing will come from that peer any more: fail what needs it."""
@@ -731,27 +828,28 @@ class Endpoint:
         if peer.ended is not None and (not failed or not isinstance(peer.ended, PeerExited)):
             return
         peer.ended = error
-        self._fail_transfers(peer, lambda _: True, error)
-        under_way = [*peer.receiving.values(), *self._landings.values()]
-        for arrival in [arrival for arrival in under_way if arrival.source == ident]:
-            self._lose(arrival, error)
+        self._fail_transfers(peer, error)
+        for arrival in self._under_way():
+            if arrival.source == ident:
+                self._lose(arrival, error)
         if failed:
-            for context, known in self._matching.contexts.items():
-                if known.collective and ident in known.members:
-                    self._broken.setdefault(context, error)
+            self.break_contexts(self._collectives_with(ident), error)
         self._fail_receives(lambda receive: self._needs(receive, ident), error)
+
+    def _collectives_with(self, ident: int) -> list[int]:
+        contexts = self._matching.contexts.items()
+        return [context for context, known in contexts if known.collective and ident in known.members]
 
     def _exited(self, ident: int) -> PeerExited:
         return PeerExited(f"{self.name_of(ident)} has ended, and everything it sent was received")
 
     def _needs(self, receive: Receive, ident: int) -> bool:
-        if receive.context in self._broken:
-            return True
         return receive.source == ident or (receive.source == ANY and self._why_hopeless(receive) is not None)
 
     def _lose(self, arrival: Arrival, error: PeerLost) -> None:
         """A message that will never be complete."""
         self._peer(arrival.source).receiving.pop(arrival.message, None)
+        self._landings = {key: other for key, other in self._landings.items() if other is not arrival}
         self._count(arrival, False)
         if arrival.receive is not None:
             arrival.receive.finish(error)
@@ -763,8 +861,8 @@ class Endpoint:
             self._matching.cancel(receive)
             receive.finish(error)
 
-    def _fail_transfers(self, peer: Peer, concerns: Callable[[Transfer], bool], error: RmpiError) -> None:
-        for transfer in [transfer for transfer in peer.sending.values() if concerns(transfer)]:
+    def _fail_transfers(self, peer: Peer, error: RmpiError) -> None:
+        for transfer in list(peer.sending.values()):
             transfer.finish(error)
 
     # -------------------------------------------------------------------------------------- the end
@@ -774,39 +872,44 @@ class Endpoint:
         shielded = SHIELD.enter()
         try:
             with self.crank.lock:
-                for ident, peer in self._peers.items():
-                    if ident != self.ident and peer.link is not None:
-                        self._put(peer.link, Frame(Kind.BYE, self.ident, ident))
-                        peer.link.finish()
+                if not self._leaving:
+                    self._leaving = True
+                    for peer in self._peers.values():
+                        self._say_bye(peer)
             while not self._settled():
                 if deadline.passed():
                     return False
                 self.crank.nap(min(deadline.left(), SETTLE_STEP))
-                self.crank.progress()
             return True
         finally:
             if shielded:
                 SHIELD.leave()
+
+    def _say_bye(self, peer: Peer) -> None:
+        link = peer.link
+        if link is not None and link.peer != self.ident:
+            self._put(link, Frame(Kind.BYE, self.ident, link.peer))
+            link.finish()
 
     def _settled(self) -> bool:
         with self.crank.lock:
             return all(self._is_settled(peer) for i, peer in self._peers.items() if i != self.ident)
 
     def _is_settled(self, peer: Peer) -> bool:
-        if peer.ended is not None and not isinstance(peer.ended, PeerExited):
-            return True
+        if peer.ended is not None:
+            return True  # nobody is left who would receive anything
         return not peer.waiting and (peer.link is None or peer.link.settled())
 
     def close(self) -> None:
         """Drop everything at once. Operations that wait raise `ChannelClosed`."""
-        with self.crank.lock:
+        with self._exclusively():
             if self.crank.closed:
                 return
             error = ChannelClosed("this endpoint is closed")
             self._fail_receives(lambda _: True, error)
             for peer in self._peers.values():
-                self._fail_transfers(peer, lambda _: True, error)
-                for link in {id(link): link for link in [*peer.links, peer.link] if link is not None}.values():
+                self._fail_transfers(peer, error)
+                for link in _links_of(peer):
                     link.close()
             self.crank.close()
 
@@ -816,13 +919,19 @@ class Endpoint:
         Nothing is unregistered, because an epoll is shared with the parent, and no lock is taken, because
         a thread that does not exist here may hold it.
         """
-        for peer in self._peers.values():
-            for link in {id(link): link for link in [*peer.links, peer.link] if link is not None}.values():
-                link.close()
         self.crank.disown()
+        for peer in self._peers.values():
+            for link in _links_of(peer):
+                link.close()
 
     def __repr__(self) -> str:
         return f"<Endpoint {self.ident:#x}: {len(self._peers)} peers, {self._unmatched} bytes unmatched>"
+
+
+def _links_of(peer: Peer) -> list[Link]:
+    """All of its links, each once."""
+    spare = [] if peer.link is None or peer.link in peer.links else [peer.link]
+    return [*peer.links, *spare]
 
 
 def _cut(views: list[memoryview], like: list[memoryview]) -> list[memoryview]:

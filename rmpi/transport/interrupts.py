@@ -10,6 +10,11 @@ handlers it may be interrupted by are wrapped: a wrapped handler that is called 
 returns; the engine runs it at its next safe point, where nothing is half done. While the engine sleeps,
 depth is 0 and handlers run at once, as they would anywhere.
 
+The last safe point of a call is its return, when all is done: what a handler raises there would lose a message
+that was received and not yet handed over. So `Shield.leave` is told how to undo the call. `Shield.depth` is
+changed by plain stores where that matters: Python looks for signals when a function is entered, so a handler
+could raise between the decision to call a function and its first line.
+
 Handlers are looked up again whenever the engine is entered (10 ns each), because a test framework may
 install one for each test. ``signal.getsignal`` then shows the wrapper; a handler saved and put back by its
 owner simply is the wrapper, which still calls the original.
@@ -33,6 +38,8 @@ _WATCHED = tuple(
         signal.SIGUSR1,
         signal.SIGUSR2,
         signal.SIGHUP,
+        signal.SIGVTALRM,
+        signal.SIGPROF,
     )
 )
 _MAIN = threading.main_thread().ident
@@ -59,41 +66,58 @@ class Shield:
     def __init__(self) -> None:
         self.depth = 0
         self.pending: list[tuple[Callable[[int, FrameType | None], Any], int, FrameType | None]] = []
+        self._seen: tuple[Any, ...] = ()
 
     def enter(self) -> bool:
         """Begin a section that handlers may not tear; False in threads that no handler runs in."""
         if threading.get_ident() != _MAIN:
             return False
-        for number in _WATCHED:
-            handler = getsignal(number)
-            if handler.__class__ is not _Deferred and callable(handler):
-                signal.signal(number, _Deferred(handler))
+        if not self.depth and tuple(map(getsignal, _WATCHED)) != self._seen:
+            self._wrap()
         self.depth += 1
         return True
 
-    def leave(self) -> None:
-        """End the section, and run what came meanwhile. May raise whatever the handlers raise."""
+    def leave(self, undo: Callable[..., Any] | None = None, *args: Any) -> None:
+        """End the section, and run what came meanwhile. If a handler raises, ``undo(*args)`` comes first."""
         self.depth -= 1
-        if self.pending and not self.depth:
-            self.deliver()
-
-    def deliver(self) -> None:
-        """A safe point: run the handlers that were deferred. The first that raises is the last that runs."""
-        depth, self.depth = self.depth, 0
+        if self.depth or not self.pending:
+            return
         try:
-            while self.pending:
-                handler, number, frame = self.pending.pop(0)
-                handler(number, frame)
+            self._deliver()
+        except BaseException:
+            self.depth += 1
+            try:
+                if undo is not None:
+                    undo(*args)
+            finally:
+                self.leave()
+            raise
+
+    def sleep(self, function: Callable[..., Any], *args: Any) -> None:
+        """A safe point: call what sleeps, while handlers run at once; first, those that were deferred."""
+        if threading.get_ident() != _MAIN:
+            function(*args)
+            return
+        depth = self.depth
+        try:
+            self.depth = 0
+            self._deliver()
+            function(*args)
         finally:
             self.depth = depth
 
-    def sleep(self) -> int:
-        """From here to `wake` handlers run at once. Returns what `wake` wants."""
-        depth, self.depth = self.depth, 0
-        return depth
+    def _deliver(self) -> None:
+        """Run the handlers that were deferred; the first that raises is the last that runs."""
+        while self.pending:
+            handler, number, frame = self.pending.pop(0)
+            handler(number, frame)
 
-    def wake(self, depth: int) -> None:
-        self.depth = depth
+    def _wrap(self) -> None:
+        for number in _WATCHED:
+            handler = getsignal(number)
+            if callable(handler) and not isinstance(handler, _Deferred):
+                signal.signal(number, _Deferred(handler))
+        self._seen = tuple(map(getsignal, _WATCHED))
 
 
 SHIELD = Shield()

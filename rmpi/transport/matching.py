@@ -178,43 +178,31 @@ class Matching:
         return known
 
     def arrive(self, arrival: Arrival) -> Receive | None:
-        """Match a message that has just come; None: it waits for a receive that fits."""
+        """Match a message that has come, or that its receive gave up; None: it waits for a receive that fits."""
         context = self._context(arrival.context)
-        if not arrival.serial:
-            arrival.serial = self._next()
+        arrival.serial = arrival.serial or self._next()
         receive = self._first_receive(context, arrival) if context.receives else None
         if receive is not None:
             _take(context.receives, (receive.source, receive.tag), receive)
             return receive
-        context.arrivals.setdefault((arrival.source, arrival.tag), deque()).append(arrival)
+        _insert(context.arrivals.setdefault((arrival.source, arrival.tag), deque()), arrival)
         return None
 
     def post(self, receive: Receive) -> Arrival | None:
-        """Match a receive that is just asked for; None: it waits for a message that fits."""
+        """Match a receive that is asked for, or whose message was withdrawn; None: it waits for one that fits."""
         context = self._context(receive.context)
         receive.serial = receive.serial or self._next()
         arrival = _first_arrival(context, receive) if context.arrivals else None
         if arrival is not None:
             _take(context.arrivals, (arrival.source, arrival.tag), arrival)
             return arrival
-        context.receives.setdefault((receive.source, receive.tag), deque()).append(receive)
+        _insert(context.receives.setdefault((receive.source, receive.tag), deque()), receive)
         return None
 
     def find(self, receive: Receive) -> Arrival | None:
         """The message that ``receive`` would get now; it stays where it is."""
         context = self.contexts.get(receive.context)
         return _first_arrival(context, receive) if context is not None else None
-
-    def put_back(self, arrival: Arrival) -> None:
-        """Undo a match: the message is again the first of its source and tag."""
-        context = self.contexts[arrival.context]
-        queue = context.arrivals.setdefault((arrival.source, arrival.tag), deque())
-        _insert(queue, arrival)
-
-    def repost(self, receive: Receive) -> None:
-        """Undo a match: the receive is again where it was among those that wait."""
-        queue = self.contexts[receive.context].receives.setdefault((receive.source, receive.tag), deque())
-        _insert(queue, receive)
 
     def cancel(self, receive: Receive) -> bool:
         """Forget a receive; False: it is not waiting any more."""
@@ -283,7 +271,10 @@ def take_views(rest: list[memoryview], count: int) -> list[memoryview]:
 
 
 def _insert(queue: deque[Any], item: Any) -> None:
-    """Put ``item`` where its serial number says. It was at or near the front before."""
+    """Put ``item`` where its serial number says: at the end if it is new, else at or near the front."""
+    if not queue or queue[-1].serial < item.serial:
+        queue.append(item)
+        return
     position = 0
     while position < len(queue) and queue[position].serial < item.serial:
         position += 1

@@ -11,7 +11,7 @@ Thread safety is that of `collections.deque`: each inbox has one writer and one 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from rmpi.transport.base import Link, Sink, Transfer
 from rmpi.wire.frames import CHUNK, Frame, Kind
@@ -30,10 +30,11 @@ class MemoryLink(Link):
         super().__init__(peer)
         self._sink = sink
         self._notify = notify
-        self._inbox: deque[tuple[Frame, bytes]] = deque()
+        self._inbox: deque[tuple[Frame, bytes] | None] = deque()  # None: nothing will follow
         self._under_way = 0  # bytes of DATA in the inbox, counted by the reader's and the writer's end
         self._taken = 0
         self._streams: deque[Transfer] = deque()
+        self._finishing = self._ended = False
         self._other: MemoryLink = self
 
     @classmethod
@@ -64,7 +65,10 @@ class MemoryLink(Link):
             frame.length,
             frame.metadata,
         )
-        self._other._inbox.append((bare, payload))
+        self._put((bare, payload))
+
+    def _put(self, item: tuple[Frame, bytes] | None) -> None:
+        self._other._inbox.append(item)
         self._other._notify(self._other)
 
     def stream(self, transfer: Transfer) -> None:
@@ -82,15 +86,18 @@ class MemoryLink(Link):
                 self.send(frame)
             self._streams.popleft()
             transfer.finish()
+        if self._finishing:
+            self._end()
         return True
 
-    def receive(self) -> list[Frame]:
-        frames = []
+    def receive(self) -> Iterator[Frame]:
         while self._inbox and not self.closed:
-            frame, payload = self._inbox.popleft()
-            self._land(frame, payload)
-            frames.append(frame)
-        return frames
+            item = self._inbox.popleft()
+            if item is None:
+                self.closed = True
+                return
+            self._land(*item)
+            yield item[0]
 
     def _land(self, frame: Frame, payload: bytes) -> None:
         if not payload:
@@ -111,8 +118,18 @@ class MemoryLink(Link):
     def relocate(self, belongs: Callable[[Frame], bool], views: list[memoryview]) -> None:
         """Nothing to do: frames are landed whole."""
 
+    def detach(self) -> None:
+        """Nothing to do: frames are copied on their way in."""
+
     def finish(self) -> None:
-        """Nothing to do: what was sent is in the peer's inbox."""
+        self._finishing = True
+        self.flush()
+
+    def _end(self) -> None:
+        """Let the other side see the end of this direction, once."""
+        if not self._ended:
+            self._ended = True
+            self._put(None)
 
     def settled(self) -> bool:
         return not self._streams
@@ -120,5 +137,5 @@ class MemoryLink(Link):
     def close(self) -> None:
         self.closed = True
         self._inbox.clear()
-        while self._streams:
-            self._streams.popleft()
+        self._streams.clear()
+        self._end()

@@ -16,7 +16,7 @@ import socket
 import struct
 import termios
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from rmpi.transport.base import Link, Sink, Transfer
 from rmpi.wire.decoder import FrameDecoder
@@ -118,23 +118,23 @@ class StreamLink(Link):
         self._broken = True
         self._pending.clear()
 
-    def receive(self) -> list[Frame]:
-        frames: list[Frame] = []
+    def receive(self) -> Iterator[Frame]:
+        self.more = False
         for _ in range(READS):
             view = self._decoder.writable()
             try:
                 count = self._socket.recv_into(view)
             except BlockingIOError:
-                break
+                return
             except OSError:
                 count = 0
             if not count:
                 self.closed = True
-                break
-            frames += self._decoder.wrote(count)
+                return
+            yield from self._decoder.wrote(count)
             if count < view.nbytes:
-                break
-        return frames
+                return
+        self.more = True
 
     def fileno(self) -> int:
         return self._fd
@@ -142,6 +142,9 @@ class StreamLink(Link):
     def relocate(self, belongs: Callable[[Frame], bool], views: list[memoryview]) -> None:
         if not self.closed:
             self._decoder.relocate(belongs, views)
+
+    def detach(self) -> None:
+        self._pending = deque(bytes(buffer) for buffer in self._pending)
 
     def finish(self) -> None:
         self._finishing = True

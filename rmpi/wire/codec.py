@@ -25,6 +25,7 @@ fill it, and only then makes the value (`Landing.value`), so a received array is
 from __future__ import annotations
 
 import ast
+import math
 import pickle
 import struct
 from collections.abc import Sequence
@@ -44,11 +45,17 @@ _FLOAT = struct.Struct("<d")
 _ARRAY = struct.Struct("<cccBH")  # code, order, dtype given as (s: text, d: descr), dimensions, dtype bytes
 _INT_MIN, _INT_MAX = -(1 << 63), (1 << 63) - 1
 
+_LARGEST = (1 << 63) - 1
+"""Bytes of an array, extents of 0 not counted: beyond, NumPy says that there is no such array."""
+
 OUT_OF_BAND = 2048
 """Bytes from which a buffer inside a pickled object travels raw; below, a copy is cheaper than a segment."""
 
 SEGMENTS_LIMIT = 1000
 """Buffers of one object that travel raw; beyond, they are copied into the pickle. Below Linux' IOV_MAX."""
+
+_DIMENSIONS = 64
+"""Of an array: what NumPy 2 allows. More are refused before NumPy is asked."""
 
 _CACHE_LIMIT = 1024
 """Descriptions of arrays remembered in each direction; beyond, the memory starts afresh."""
@@ -77,7 +84,8 @@ class Landing:
         """The value, which owns its memory.
 
         Raises:
-            Exception: whatever unpickling raises, such as ImportError for a class that is not here.
+            WireError: Text that is not UTF-8.
+        Exception: whatever unpickling raises, such as ImportError for a class that is not here.
         """
         return _FINISH[self._kind](self._target, self.views)
 
@@ -151,6 +159,7 @@ _ENCODERS: dict[type, Any] = {
 
 def memory_of(array: Array, order: bytes = b"C") -> memoryview:
     """The bytes of a contiguous array as a flat view of its own memory, writable if it is."""
+    array = np.asarray(array)  # a subclass may refuse to be flat, as numpy.matrix does
     flat = array.reshape(-1) if order == b"C" else array.T.reshape(-1)
     return flat.view(np.uint8).data if flat.nbytes else memoryview(b"")
 
@@ -172,7 +181,7 @@ def _describe(dtype: np.dtype[Any], shape: tuple[int, ...], order: bytes) -> byt
 
 
 def _make_description(dtype: np.dtype[Any], shape: tuple[int, ...], order: bytes) -> bytes | None:
-    if dtype.hasobject:
+    if dtype.hasobject or not dtype.itemsize or _bears_metadata(dtype):
         return None
     if np.dtype(dtype.str) == dtype:
         form, text = b"s", dtype.str.encode()
@@ -181,6 +190,14 @@ def _make_description(dtype: np.dtype[Any], shape: tuple[int, ...], order: bytes
     if len(text) > METADATA_LIMIT // 2 or not _survives(dtype, form, text):
         return None
     return _ARRAY.pack(b"a", order, form, len(shape), len(text)) + struct.pack(f"<{len(shape)}q", *shape) + text
+
+
+def _bears_metadata(dtype: np.dtype[Any]) -> bool:
+    """Whether notes hang on it, which only pickle takes along."""
+    inner = [field[0] for field in (dtype.fields or {}).values()]
+    if dtype.subdtype is not None:
+        inner.append(dtype.base)
+    return dtype.metadata is not None or any(map(_bears_metadata, inner))
 
 
 def _survives(dtype: np.dtype[Any], form: bytes, text: bytes) -> bool:
@@ -232,15 +249,12 @@ def _parse_layout(metadata: bytes) -> ArrayLayout:
     except struct.error:
         raise WireError("description of an array is cut short") from None
     start = _ARRAY.size + 8 * ndim
-    if len(metadata) != start + text or order not in (b"C", b"F") or ndim > 64:
+    if len(metadata) != start + text or order not in (b"C", b"F") or ndim > _DIMENSIONS:
         raise WireError("malformed description of an array")
-    if any(extent < 0 for extent in shape):
-        raise WireError(f"array of negative extent: shape {shape}")
     dtype = _parse_dtype(form, metadata[start:])
-    nbytes = dtype.itemsize
-    for extent in shape:
-        nbytes *= extent
-    return ArrayLayout(dtype, shape, order, nbytes)
+    if any(extent < 0 for extent in shape) or dtype.itemsize * math.prod(filter(None, shape)) > _LARGEST:
+        raise WireError(f"no array has the shape {shape} of {dtype}")
+    return ArrayLayout(dtype, shape, order, dtype.itemsize * math.prod(shape))
 
 
 def _parse_dtype(form: bytes, text: bytes) -> np.dtype[Any]:
@@ -251,9 +265,24 @@ def _parse_dtype(form: bytes, text: bytes) -> np.dtype[Any]:
         dtype = np.lib.format.descr_to_dtype(described)
     except Exception as error:  # literal_eval and numpy raise many kinds for foreign text
         raise WireError(f"dtype {text[:80]!r} is not one: {error}") from None
-    if dtype.hasobject:
-        raise WireError(f"dtype {dtype} holds Python objects, which do not travel as raw memory")
+    if dtype.hasobject or dtype.subdtype is not None or not dtype.itemsize:
+        raise WireError(f"arrays of dtype {dtype} do not travel as raw memory")
     return dtype
+
+
+def check_value(metadata: bytes, length: int) -> None:
+    """See that ``metadata`` announces a value whose payload has ``length`` bytes; nothing is allocated.
+
+    Raises:
+        WireError: It does not.
+    """
+    code = metadata[0] if metadata else 0
+    if code == _A:
+        _checked_layout(metadata, length)
+    elif code == _P:
+        _segment_lengths(metadata, length)
+    elif len(metadata) != _SIZE.get(code) or (length and code in _INLINE):
+        raise WireError(f"metadata {metadata[:16]!r} with {length} bytes announces no value")
 
 
 def open_value(metadata: bytes, length: int, out: Array | None = None) -> Landing:
@@ -269,27 +298,40 @@ def open_value(metadata: bytes, length: int, out: Array | None = None) -> Landin
     """
     code = metadata[0] if metadata else 0
     if code == _A:
-        return _open_array(metadata, length, out)
+        return _open_array(_checked_layout(metadata, length), out)
     if code == _P:
-        return _open_object(metadata, length)
-    if code in (_S, _B) and len(metadata) == 1:
-        memory = _allocate(length)
-        return Landing(code, [memory], memory)
-    if length == 0 and len(metadata) == _INLINE_SIZE.get(code, -1):
+        return Landing(_P, [_allocate(n) for n in _segment_lengths(metadata, length)], None)
+    check_value(metadata, length)
+    if code in _INLINE:
         return Landing(code, [], metadata)
-    raise WireError(f"metadata {metadata[:16]!r} with {length} bytes announces no value")
+    memory = _allocate(length)
+    return Landing(code, [memory], memory)
 
 
-def _open_array(metadata: bytes, length: int, out: Array | None) -> Landing:
+def _checked_layout(metadata: bytes, length: int) -> ArrayLayout:
     layout = array_layout(metadata)
     assert layout is not None
     if layout.nbytes != length:
         raise WireError(f"array {layout.shape} of {layout.dtype} announced with {length} bytes")
+    return layout
+
+
+def _segment_lengths(metadata: bytes, length: int) -> tuple[int, ...]:
+    count, rest = divmod(len(metadata) - 1, 8)
+    if rest or not count:
+        raise WireError("malformed description of an object")
+    lengths = struct.unpack_from(f"<{count}Q", metadata, 1)
+    if sum(lengths) != length:
+        raise WireError(f"object of {sum(lengths)} bytes announced with {length}")
+    return lengths
+
+
+def _open_array(layout: ArrayLayout, out: Array | None) -> Landing:
     if out is not None and (out.flags.c_contiguous if layout.order == b"C" else out.flags.f_contiguous):
         target, copy_to = out, None
     else:
         target, copy_to = _new_array(layout), out
-    views = [memory_of(target, layout.order)] if length else []
+    views = [memory_of(target, layout.order)] if layout.nbytes else []
     return Landing(_A, views, (target, copy_to))
 
 
@@ -298,16 +340,6 @@ def _new_array(layout: ArrayLayout) -> Array:
         return np.empty(layout.shape, layout.dtype, order="C" if layout.order == b"C" else "F")
     except (MemoryError, ValueError):
         raise MemoryError(f"no memory for an array {layout.shape} of {layout.dtype}: {layout.nbytes} bytes") from None
-
-
-def _open_object(metadata: bytes, length: int) -> Landing:
-    count, rest = divmod(len(metadata) - 1, 8)
-    if rest or not count:
-        raise WireError("malformed description of an object")
-    lengths = struct.unpack_from(f"<{count}Q", metadata, 1)
-    if sum(lengths) != length:
-        raise WireError(f"object of {sum(lengths)} bytes announced with {length}")
-    return Landing(_P, [_allocate(n) for n in lengths], None)
 
 
 def _allocate(length: int) -> memoryview:
@@ -330,15 +362,23 @@ def _finish_array(target: tuple[Array, Array | None], _: list[memoryview]) -> Ar
     return out
 
 
+def _finish_str(memory: memoryview, _: list[memoryview]) -> str:
+    try:
+        return str(memory, "utf-8", "surrogatepass")
+    except UnicodeDecodeError as error:
+        raise WireError(f"a str that is not UTF-8: {error}") from None
+
+
 _N, _T, _F, _I, _D, _S, _B, _A, _P = b"NTFifsbap"
-_INLINE_SIZE = {_N: 1, _T: 1, _F: 1, _I: 9, _D: 9}
+_INLINE = frozenset((_N, _T, _F, _I, _D))
+_SIZE = {_N: 1, _T: 1, _F: 1, _I: 9, _D: 9, _S: 1, _B: 1}
 _FINISH: dict[int, Any] = {
     _N: lambda _metadata, _: None,
     _T: lambda _metadata, _: True,
     _F: lambda _metadata, _: False,
     _I: lambda metadata, _: _INT.unpack_from(metadata, 1)[0],
     _D: lambda metadata, _: _FLOAT.unpack_from(metadata, 1)[0],
-    _S: lambda memory, _: bytes(memory).decode("utf-8", "surrogatepass"),
+    _S: _finish_str,
     _B: lambda memory, _: bytes(memory),
     _A: _finish_array,
     _P: _finish_object,

@@ -9,13 +9,17 @@ Two modes. Between small frames it lends a staging buffer, so that one read brin
 that came along is copied out. After a large payload it lends exactly one header, so that the next payload
 of the same transfer is never read into staging. `staged` counts the payload bytes that were copied.
 
+Frames are handed out one at a time, and memory for a frame is not asked for before the one in front of it
+was handed out: whoever matches messages sees them in the order in which they were sent, whether they have a
+payload or not.
+
 The invariant: between calls, the staging buffer holds less than one header plus metadata, or `_views` is
 not empty and the staging buffer is empty.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from rmpi.errors import WireError
 from rmpi.wire.frames import HEADER_SIZE, METADATA_LIMIT, Frame, Kind, decode_header
@@ -59,15 +63,16 @@ class FrameDecoder:
             return self._staging[self._end : self._end + self._want]
         return self._staging[self._end :]
 
-    def wrote(self, count: int) -> list[Frame]:
-        """Account for ``count`` > 0 bytes written there; the frames they finish, in order, often none."""
-        frames: list[Frame] = []
-        if self._views:
-            self._fill(count, frames)
-        else:
+    def wrote(self, count: int) -> Iterator[Frame]:
+        """Account for ``count`` > 0 bytes written there: the frames they finish, in order, often none.
+
+        Exhaust it before anything else is asked of the decoder.
+        """
+        if not self._views:
             self._end += count
-            self._parse(frames)
-        return frames
+            yield from self._parse()
+        elif self._fill(count):
+            yield self._finish()
 
     def relocate(self, belongs: Callable[[Frame], bool], views: list[memoryview]) -> None:
         """Let the payload being read, if its frame ``belongs``, go on at the same place in other memory.
@@ -84,33 +89,33 @@ class FrameDecoder:
             if not missing:
                 break
             piece = view[max(0, view.nbytes - missing) :]
-            self._views.append(piece)
-            missing -= piece.nbytes
+            if piece.nbytes:
+                self._views.append(piece)
+                missing -= piece.nbytes
 
     def mid_frame(self) -> bool:
         """Whether a frame has begun and is not finished. At end of file: True means it was torn."""
         return self._frame is not None or self._end > self._start
 
-    def _fill(self, count: int, frames: list[Frame]) -> None:
-        view = self._views[-1]
+    def _fill(self, count: int) -> bool:
+        """Whether the payload is whole with ``count`` bytes more."""
+        view = self._views.pop()
         if count < view.nbytes:
-            self._views[-1] = view[count:]
-            return
-        self._views.pop()
-        if not self._views:
-            self._finish(frames)
+            self._views.append(view[count:])
+        return not self._views
 
-    def _finish(self, frames: list[Frame]) -> None:
+    def _finish(self) -> Frame:
         frame, self._frame = self._frame, None
         assert frame is not None
         self._want = HEADER_SIZE if frame.length >= LARGE else 0
-        frames.append(frame)
+        return frame
 
-    def _parse(self, frames: list[Frame]) -> None:
-        self._want = 0
+    def _parse(self) -> Iterator[Frame]:
+        exactly, self._want = self._want > 0, 0
         while not self._views:
             have = self._end - self._start
             if have < HEADER_SIZE:
+                self._want = HEADER_SIZE - have if exactly and have else 0
                 break
             frame, metadata = decode_header(self._staging, self._start)
             body = self._start + HEADER_SIZE
@@ -119,14 +124,14 @@ class FrameDecoder:
                 break
             frame.metadata = bytes(self._staging[body : body + metadata])
             self._start = body + metadata
-            self._open(frame, frames)
+            if self._open(frame):
+                yield frame
         self._compact()
 
-    def _open(self, frame: Frame, frames: list[Frame]) -> None:
-        """Borrow memory for the payload and move into it what is already here."""
+    def _open(self, frame: Frame) -> bool:
+        """Borrow memory for the payload and move into it what is already here. Whether that was all of it."""
         if not frame.length or frame.kind is Kind.OFFER:
-            frames.append(frame)
-            return
+            return True
         views = self._lend(frame)
         if sum(view.nbytes for view in views) != frame.length:
             raise WireError(f"memory lent for {frame} does not have its length")
@@ -134,9 +139,10 @@ class FrameDecoder:
         self._frame = frame
         self._views = [view for view in reversed(views) if view.nbytes]
         self._drain()
-        if not self._views:
-            self._finish(frames)
-            self._want = 0
+        if self._views:
+            return False
+        self._frame = None
+        return True
 
     def _drain(self) -> None:
         """Copy staged payload bytes to where they belong."""

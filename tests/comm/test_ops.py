@@ -141,9 +141,7 @@ def test_what_cannot_combine_is_refused_by_name(op):
 
 @pytest.mark.parametrize("ufunc", [np.negative, np.divmod])
 def test_ufuncs_of_another_arity_are_refused(ufunc):
-    with pytest.raises(
-        UsageError, match=f"numpy.{ufunc.__name__} takes {ufunc.nin} and returns {ufunc.nout}"
-    ):
+    with pytest.raises(UsageError, match=f"numpy.{ufunc.__name__} takes {ufunc.nin} and returns {ufunc.nout}"):
         as_operator(ufunc)
 
 

@@ -117,8 +117,7 @@ def test_no_oversubscribe_binds_this_machine_to_its_cores_and_others_to_one_rank
             "ann@a:1",
             2,
             {},
-            "2 ranks asked for, but there is 1 slot (ann@a 1): "
-            "ask for fewer, state more slots, or add --oversubscribe",
+            "2 ranks asked for, but there is 1 slot (ann@a 1): ask for fewer, state more slots, or add --oversubscribe",
         ),
         (
             "a:8,b:2",
@@ -157,8 +156,7 @@ def test_no_oversubscribe_binds_this_machine_to_its_cores_and_others_to_one_rank
             "a,b",
             7,
             {"per_host": 3, "oversubscribe": True},
-            "7 ranks asked for, but 2 hosts with at most 3 each take 6: "
-            "add hosts or allow more ranks per host",
+            "7 ranks asked for, but 2 hosts with at most 3 each take 6: add hosts or allow more ranks per host",
         ),
         ("a", 0, {}, "0 ranks: a job has 1 to 65536"),
         ("a", -1, {}, "-1 ranks: a job has 1 to 65536"),

@@ -171,9 +171,7 @@ def test_reduce_keeps_rank_order_at_every_root_without_an_extra_hop(size, synchr
 @pytest.mark.parametrize("operator", [SUM, as_operator(lambda left, right: left + right)], ids=repr)
 def test_allreduce_keeps_rank_order(size, operator, synchronous):
     letters = [chr(ord("A") + rank) for rank in range(size)]
-    run = simulate(
-        lambda rank: choose.allreduce(rank, size, letters[rank], operator), size, synchronous=synchronous
-    )
+    run = simulate(lambda rank: choose.allreduce(rank, size, letters[rank], operator), size, synchronous=synchronous)
     assert run.results == ["".join(letters)] * size
 
 
@@ -299,9 +297,7 @@ def test_matrices_multiply_in_rank_order():
 @both_modes
 def test_allreduce_leaves_the_input_alone_and_aliases_nothing(size, count, synchronous):
     values = [np.full(count, rank + 1.0) for rank in range(size)]
-    run = simulate(
-        lambda rank: choose.allreduce(rank, size, values[rank], MAX), size, synchronous=synchronous
-    )
+    run = simulate(lambda rank: choose.allreduce(rank, size, values[rank], MAX), size, synchronous=synchronous)
     for rank, result in enumerate(run.results):
         assert (result == size).all()
         assert (values[rank] == rank + 1).all()
@@ -319,10 +315,7 @@ def test_an_operator_that_returns_an_operand_does_not_leak_the_input(size):
     ):
         assert [list(result) for result in run.results] == [[0]] * size
     assert not np.shares_memory(run.results[0], arrays[0])
-    assert (
-        simulate(lambda rank: choose.reduce(rank, size, 0, values[rank], MIN), size).results[0]
-        is not values[0]
-    )
+    assert simulate(lambda rank: choose.reduce(rank, size, 0, values[rank], MIN), size).results[0] is not values[0]
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 5, 8])
@@ -342,9 +335,7 @@ def test_reductions_are_received_and_combined_in_out(size, count, synchronous):
         assert (out == total).all()
     for root in range(size):
         out = np.empty(count, int)
-        run = simulate(
-            lambda rank, root=root, out=out: choose.reduce(rank, size, root, values[rank], SUM, out), size
-        )
+        run = simulate(lambda rank, root=root, out=out: choose.reduce(rank, size, root, values[rank], SUM, out), size)
         assert run.results[root] is out
         assert (out == total).all()
 
@@ -353,9 +344,7 @@ def test_reductions_are_received_and_combined_in_out(size, count, synchronous):
 @pytest.mark.parametrize("count", [3, 20_000], ids=["small", "large"])
 def test_out_may_be_the_input(size, count):
     values = [np.full(count, rank + 1) for rank in range(size)]
-    run = simulate(
-        lambda rank: choose.allreduce(rank, size, values[rank], SUM, values[rank]), size, synchronous=True
-    )
+    run = simulate(lambda rank: choose.allreduce(rank, size, values[rank], SUM, values[rank]), size, synchronous=True)
     for result in run.results:
         assert (result == size * (size + 1) // 2).all()
 
@@ -444,9 +433,7 @@ def assert_same_pieces(got, expected):
 @every_size
 def test_gather_at_every_root(size, synchronous):
     for root in range(size):
-        run = simulate(
-            lambda rank, root=root: choose.gather(rank, size, root, rank), size, synchronous=synchronous
-        )
+        run = simulate(lambda rank, root=root: choose.gather(rank, size, root, rank), size, synchronous=synchronous)
         assert run.results == [list(range(size)) if rank == root else None for rank in range(size)]
         assert len(run.messages) == size - 1
 

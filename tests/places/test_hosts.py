@@ -89,9 +89,7 @@ def under_the_carets(text):
 )
 def test_one_host(line, host):
     [parsed] = parse_hostfile(line, "hosts")
-    assert parsed == HostSpec(
-        host.name, host.slots, host.max_slots, host.user, host.port, host.python, "hosts:1"
-    )
+    assert parsed == HostSpec(host.name, host.slots, host.max_slots, host.user, host.port, host.python, "hosts:1")
 
 
 @pytest.mark.parametrize(
@@ -187,9 +185,7 @@ def test_the_example_is_a_hostfile():
     assert by_name["alice@node4"].slots == 2
     assert (by_name["bob@node5"].port, by_name["bob@node5"].user) == (2222, "bob")
     assert by_name["node6"].python == "/home/alice/my envs/kmeans/bin/python"
-    assert [name for name in by_name if name.startswith("rack2")] == [
-        f"rack2-n{i}" for i in ("08", "09", "10", "12")
-    ]
+    assert [name for name in by_name if name.startswith("rack2")] == [f"rack2-n{i}" for i in ("08", "09", "10", "12")]
     assert (by_name["gpu1"].slots, by_name["gpu2"].slots) == (None, 2)
     assert {"192.0.2.17", "2001:db8::17", "2001:db8::18"} <= by_name.keys()
 
@@ -357,9 +353,7 @@ def test_what_is_not_utf8_is_refused_with_its_place(data, message):
 
 
 def test_the_caret_points_at_the_byte_that_is_not_utf8():
-    assert refusal(decode_hostfile, b"a\nb # caf\xe9!\nc", "hosts").endswith(
-        "\n    b # caf\ufffd!\n           ^"
-    )
+    assert refusal(decode_hostfile, b"a\nb # caf\xe9!\nc", "hosts").endswith("\n    b # caf\ufffd!\n           ^")
 
 
 # ---- size ----
@@ -479,9 +473,7 @@ SPECS = st.lists(
 
 
 def written(host):
-    options = [
-        f'{key}="{getattr(host, key)}"' for key in ("port", "python") if getattr(host, key) is not None
-    ]
+    options = [f'{key}="{getattr(host, key)}"' for key in ("port", "python") if getattr(host, key) is not None]
     return " ".join([str(host) if host.slots is None else f"{host}:{host.slots}", *options])
 
 
@@ -494,9 +486,7 @@ def test_what_is_written_is_read_back(hosts):
 # ---- this machine ----
 
 
-@pytest.mark.parametrize(
-    "name", ["localhost", "LocalHost", "127.0.0.1", "127.8.9.1", "::1", "head", "Head.example"]
-)
+@pytest.mark.parametrize("name", ["localhost", "LocalHost", "127.0.0.1", "127.8.9.1", "::1", "head", "Head.example"])
 def test_this_machine_is_local(name):
     assert is_local(HostSpec(name, slots=4, python="python3"), ["head", "head.Example"])
 

@@ -148,9 +148,7 @@ def test_waiting_for_one_who_has_finished_is_said():
         if rank == 2:
             yield Recv(0), Recv(1)
 
-    with pytest.raises(
-        Deadlock, match=r"^2 waits for 0 \(which has finished\) and 1 \(which has finished\)$"
-    ):
+    with pytest.raises(Deadlock, match=r"^2 waits for 0 \(which has finished\) and 1 \(which has finished\)$"):
         simulate(schedule, 3)
 
 

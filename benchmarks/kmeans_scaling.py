@@ -3,7 +3,7 @@
 Runs in turn, `REPEATS` times; medians. The picture is larger than the one in the examples, so that there is
 something to share out. The baseline calls the example's own `assign` and averages by hand.
 
-    python benchmarks/kmeans.py
+    python benchmarks/kmeans_scaling.py
 """
 
 from __future__ import annotations

@@ -1,0 +1,392 @@
+"""What a node decides: conversations, with what goes in and what comes out. Nothing is started here.
+
+Five ranks on three nodes: A and B on the head, C and D on node 1, E on node 2.
+"""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rmpi.errors import WireError
+from rmpi.places.ends import End
+from rmpi.places.messages import (
+    SERIAL_BITS,
+    Ask,
+    Broken,
+    Called,
+    Connect,
+    Crashed,
+    Dial,
+    Ended,
+    Everyone,
+    Exited,
+    FromPlace,
+    Joined,
+    Left,
+    LinkTo,
+    Ping,
+    Stop,
+    ToPlace,
+    Up,
+    Welcome,
+    WhatCalled,
+    pack,
+)
+from rmpi.places.router import (
+    HEAD,
+    LOST,
+    Book,
+    CameIn,
+    HandOver,
+    Join,
+    NodeLost,
+    NodeSaid,
+    PlaceExited,
+    PlaceSaid,
+    RankCrashed,
+    RankEnded,
+    Router,
+    Send,
+    Tell,
+    TellAll,
+    TurnAway,
+    node_of,
+)
+
+A, B = 1, 2
+C, D = 1 << SERIAL_BITS | 1, 1 << SERIAL_BITS | 2
+E = 2 << SERIAL_BITS | 1
+MEMBERS = (A, B, C, D, E)
+STRANGER = 1 << SERIAL_BITS | 77
+KEY = bytes(32)
+DOORS = {0: (("10.0.0.1", 4000),), 1: (("10.0.0.2", 4001), ("fe80::2", 4001)), 2: (("10.0.0.3", 4002),)}
+CONTEXT = 1 << 63
+
+
+def router(node):
+    return Router(Book(node, MEMBERS, ("head", "head", "one", "one", "two"), DOORS, KEY))
+
+
+class Job:
+    """The routers of all nodes. Messages between them arrive at once; what comes out is written down.
+
+    `told` is what each place was told; `done` is what else was decided, with the node that decided it.
+    """
+
+    def __init__(self):
+        self.routers = {node: router(node) for node in (0, 1, 2)}
+        self.told = {member: [] for member in MEMBERS}
+        self.done = []
+
+    def happens(self, node, event):
+        for action in self.routers[node].step(event):
+            self._do(node, action)
+
+    def says(self, endpoint, message):
+        self.happens(node_of(endpoint), PlaceSaid(endpoint, message))
+
+    def exits(self, endpoint, status):
+        self.happens(node_of(endpoint), PlaceExited(endpoint, status))
+
+    def _do(self, node, action):
+        match action:
+            case Send(to, message):
+                self.happens(to, NodeSaid(node, message))
+            case Tell(endpoint, message):
+                self.told[endpoint].append(message)
+            case TellAll(message):
+                for member in MEMBERS:
+                    if node_of(member) == node:
+                        self.told[member].append(message)
+            case _:
+                self.done.append((node, action))
+
+    def told_to_all(self):
+        """What every place was told, which must be the same."""
+        assert all(told == self.told[A] for told in self.told.values())
+        return self.told[A]
+
+
+# -- links --------------------------------------------------------------------------------------------------
+
+
+def test_two_places_on_one_node_want_each_other():
+    """At the same moment: they get one pair."""
+    head = router(HEAD)
+    assert head.step(PlaceSaid(A, Connect(B))) == [Join(A, B)]
+    assert head.step(PlaceSaid(B, Connect(A))) == []
+
+
+def test_places_of_a_node_that_is_not_the_head_are_joined_there():
+    one = router(1)
+    assert one.step(PlaceSaid(D, Connect(C))) == [Join(D, C)]
+    assert one.step(PlaceSaid(C, Connect(D))) == []
+
+
+def test_a_place_dials_the_door_of_another_node_itself():
+    assert router(HEAD).step(PlaceSaid(A, Connect(C))) == [Tell(A, Dial(C, DOORS[1], KEY))]
+    assert router(1).step(PlaceSaid(C, Connect(A))) == [Tell(C, Dial(A, DOORS[0], KEY))]
+    assert router(2).step(PlaceSaid(E, Connect(D))) == [Tell(E, Dial(D, DOORS[1], KEY))]
+
+
+def test_without_a_door_the_place_is_told_so():
+    """It gets no address to dial, and says that the node has no door."""
+    lonely = Router(Book(HEAD, MEMBERS, ("h",) * 5, {}, KEY))
+    assert lonely.step(PlaceSaid(A, Connect(C))) == [Tell(A, Dial(C, (), KEY))]
+
+
+def test_who_comes_in_by_the_door_is_led_to_the_place():
+    assert router(1).step(CameIn(12, A, D)) == [HandOver(12, D, A)]
+
+
+@pytest.mark.parametrize(
+    ("source", "destination"),
+    [(A, E), (A, STRANGER), (STRANGER, D), (0, 0)],
+    ids=["of another node", "nobody", "from nobody", "nobody to nobody"],
+)
+def test_who_asks_for_somebody_else_is_turned_away(source, destination):
+    assert router(1).step(CameIn(12, source, destination)) == [TurnAway(12)]
+
+
+# -- ends ---------------------------------------------------------------------------------------------------
+
+
+def test_a_rank_of_the_head_ends_well():
+    job = Job()
+    job.says(A, Joined())
+    job.says(A, Left())
+    job.exits(A, 0)
+    assert job.told_to_all() == [Ended(A, 0, "head", "finished", False)]
+    assert job.done == [(HEAD, RankEnded(0, "head", End(0, "finished")))]
+
+
+def test_a_rank_dies_on_another_node():
+    """Its router tells the head, the head judges, and everybody hears, its own neighbour included."""
+    job = Job()
+    job.says(C, Joined())
+    job.exits(C, -9)
+    assert job.told_to_all() == [Ended(C, 2, "one", "killed by SIGKILL", True)]
+    assert job.done == [(HEAD, RankEnded(2, "one", End(137, "killed by SIGKILL")))]
+
+
+def test_what_crosses_when_a_rank_dies_on_another_node():
+    one, head = router(1), router(HEAD)
+    one.step(PlaceSaid(C, Joined()))
+    assert one.step(PlaceExited(C, 3)) == [Send(HEAD, Exited(C, 3, True, False))]
+    news = Ended(C, 2, "one", "exit status 3", True)
+    assert head.step(NodeSaid(1, Exited(C, 3, True, False))) == [
+        TellAll(news),
+        Send(1, Everyone(pack(news))),
+        Send(2, Everyone(pack(news))),
+        RankEnded(2, "one", End(3, "exit status 3")),
+    ]
+    assert one.step(NodeSaid(HEAD, Everyone(pack(news)))) == [TellAll(news)]
+
+
+@pytest.mark.parametrize("endpoint", [A, C])
+def test_a_rank_joined_and_ended_with_0_without_leaving(endpoint):
+    job = Job()
+    job.says(endpoint, Joined())
+    job.exits(endpoint, 0)
+    [(_, ended)] = job.done
+    assert ended.end.code == 70
+    assert all(news.failed for news in job.told_to_all())
+
+
+@pytest.mark.parametrize("endpoint", [A, C])
+def test_a_program_that_never_joined_ends_well_with_0(endpoint):
+    job = Job()
+    job.exits(endpoint, 0)
+    [(_, ended)] = job.done
+    assert not ended.end.failed
+
+
+def test_an_end_is_told_once():
+    job = Job()
+    job.exits(C, 0)
+    job.exits(C, 0)
+    job.happens(HEAD, NodeSaid(1, Exited(STRANGER, 0, False, False)))
+    assert len(job.done) == len(job.told[A]) == 1
+
+
+def test_a_node_is_lost():
+    """All its ranks that have not ended have failed, in the order of ranks."""
+    job = Job()
+    job.exits(D, 0)
+    job.done.clear()
+    head = job.routers[HEAD]
+    news = Ended(C, 2, "one", "the machine is gone", True)
+    assert head.step(NodeLost(1, "the machine is gone")) == [
+        TellAll(news),
+        Send(1, Everyone(pack(news))),
+        Send(2, Everyone(pack(news))),
+        RankEnded(2, "one", End(LOST, "the machine is gone")),
+    ]
+    assert head.step(NodeLost(1, "again")) == []
+    assert head.step(NodeSaid(1, Exited(C, 0, True, True))) == []  # it comes too late
+
+
+def test_the_head_s_own_spawner_is_lost():
+    ended = [action for action in router(HEAD).step(NodeLost(HEAD, "killed")) if isinstance(action, RankEnded)]
+    assert [(end.rank, end.end) for end in ended] == [(0, End(LOST, "killed")), (1, End(LOST, "killed"))]
+
+
+def test_a_crash_is_announced_with_rank_and_host():
+    job = Job()
+    job.says(A, Crashed("ValueError", "Traceback …", False))
+    job.says(E, Crashed("RankFailed", "Traceback …", True))
+    assert job.done == [
+        (HEAD, RankCrashed(0, "head", "ValueError", "Traceback …", False)),
+        (HEAD, RankCrashed(4, "two", "RankFailed", "Traceback …", True)),
+    ]
+
+
+# -- disagreement -------------------------------------------------------------------------------------------
+
+
+def called(sequence, fingerprint, what):
+    return Called(CONTEXT, sequence, fingerprint, what, False)
+
+
+def test_ranks_disagree():
+    """Rank 2 finds it out, and has rank 0 asked; when both have reported, everybody hears the verdict."""
+    job = Job()
+    job.says(C, called(4, 11, "barrier()"))
+    job.says(C, Ask(A, CONTEXT, 4))
+    assert job.told == {A: [WhatCalled(CONTEXT, 4)], B: [], C: [], D: [], E: []}
+    job.told[A].clear()
+    job.says(A, called(4, 22, "bcast(root=0)"))
+    [verdict] = job.told_to_all()
+    text = "ranks disagree about collective 4: rank 2 called barrier(), rank 0 called bcast(root=0)"
+    assert verdict == Broken(CONTEXT, text)
+    job.says(E, called(4, 33, "scan()"))
+    assert len(job.told_to_all()) == 1
+
+
+def test_the_one_who_is_asked_may_be_anywhere():
+    job = Job()
+    job.says(A, Ask(E, CONTEXT, 4))
+    job.says(E, Ask(D, CONTEXT, 5))
+    job.says(D, Ask(C, CONTEXT, 6))
+    assert job.told == {
+        A: [],
+        B: [],
+        C: [WhatCalled(CONTEXT, 6)],
+        D: [WhatCalled(CONTEXT, 5)],
+        E: [WhatCalled(CONTEXT, 4)],
+    }
+
+
+def test_ranks_agree():
+    job = Job()
+    for rank, member in enumerate(MEMBERS):
+        job.says(member, called(rank // 3, 11, "barrier()"))
+    assert job.told_to_all() == []
+
+
+def test_nobody_is_asked_who_is_not_of_the_job():
+    assert router(HEAD).step(PlaceSaid(A, Ask(STRANGER, CONTEXT, 4))) == []
+
+
+# -- what may not be said -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("node", [HEAD, 1])
+@pytest.mark.parametrize(
+    "message", [Welcome(0, (), (), 1, False, 1), LinkTo(B), Stop(), Ping(), Up(), Exited(A, 0, True, True)]
+)
+def test_a_place_says_what_it_may_not(node, message):
+    with pytest.raises(WireError, match=f"a place may not say {type(message).__name__}"):
+        router(node).step(PlaceSaid(A if node == HEAD else C, message))
+
+
+def test_a_place_asks_for_a_link_out_of_the_job():
+    with pytest.raises(WireError, match="not of this job"):
+        router(HEAD).step(PlaceSaid(A, Connect(STRANGER)))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Exited(E, 0, True, True),
+        FromPlace(A, pack(Crashed("E", "", False))),
+        Everyone(pack(Stop())),
+        ToPlace(A, pack(WhatCalled(CONTEXT, 1))),
+        Stop(),
+        Joined(),
+    ],
+    ids=lambda message: type(message).__name__,
+)
+def test_a_node_speaks_for_places_of_others_or_as_the_head(message):
+    with pytest.raises(WireError, match="node 1 may not say"):
+        router(HEAD).step(NodeSaid(1, message))
+
+
+@pytest.mark.parametrize("packed", [b"nonsense", pack(Stop()), pack(Connect(A)), pack(Joined())])
+def test_a_node_passes_on_what_a_place_may_not_say(packed):
+    with pytest.raises(WireError):
+        router(HEAD).step(NodeSaid(1, FromPlace(C, packed)))
+
+
+def test_a_node_speaks_for_a_place_that_does_not_exist():
+    with pytest.raises(WireError, match="not of this job"):
+        router(HEAD).step(NodeSaid(1, FromPlace(STRANGER, pack(Crashed("E", "", False)))))
+
+
+@pytest.mark.parametrize("message", [Exited(C, 0, True, True), ToPlace(E, b""), ToPlace(STRANGER, b""), Stop()])
+def test_the_head_tells_a_node_what_does_not_concern_it(message):
+    with pytest.raises(WireError, match="node 0 may not say"):
+        router(1).step(NodeSaid(HEAD, message))
+
+
+def test_only_the_head_tells_everyone():
+    with pytest.raises(WireError, match="node 2 may not say Everyone"):
+        router(1).step(NodeSaid(2, Everyone(pack(Stop()))))
+
+
+# -- whatever happens ---------------------------------------------------------------------------------------
+
+endpoints = st.sampled_from([*MEMBERS, STRANGER])
+from_places = st.one_of(
+    st.builds(Joined),
+    st.builds(Left),
+    st.builds(Connect, endpoints),
+    st.builds(Called, st.just(CONTEXT), st.integers(0, 2), st.integers(0, 1), st.just("x"), st.booleans()),
+    st.builds(Ask, endpoints, st.just(CONTEXT), st.integers(0, 2)),
+    st.builds(Crashed, st.just("E"), st.just("text"), st.booleans()),
+    st.just(Stop()),
+)
+events = st.one_of(
+    st.builds(PlaceSaid, st.sampled_from([A, B]), from_places),
+    st.builds(PlaceExited, st.sampled_from([A, B]), st.sampled_from([0, 1, -9])),
+    st.builds(NodeSaid, st.sampled_from([1, 2]), st.builds(FromPlace, endpoints, from_places.map(pack))),
+    st.builds(
+        NodeSaid, st.sampled_from([1, 2]), st.builds(Exited, endpoints, st.just(0), st.booleans(), st.booleans())
+    ),
+    st.builds(NodeLost, st.sampled_from([0, 1, 2]), st.just("gone")),
+    st.builds(CameIn, st.integers(10, 12), endpoints, endpoints),
+)
+
+
+def run(script):
+    head, log = router(HEAD), []
+    for event in script:
+        try:
+            log.append(head.step(event))
+        except WireError as error:
+            log.append([str(error)])
+    return log
+
+
+@given(st.lists(events, max_size=30))
+def test_the_same_events_have_the_same_answers(script):
+    """The router is a function of its events; nothing but WireError leaves it, and nothing is done twice."""
+    log = run(script)
+    assert log == run(script)
+    actions = [action for actions in log for action in actions]
+    ended = [action.rank for action in actions if isinstance(action, RankEnded)]
+    joined = [frozenset((action.first, action.second)) for action in actions if isinstance(action, Join)]
+    verdicts = [action for action in actions if isinstance(action, TellAll) and isinstance(action.message, Broken)]
+    assert len(ended) == len(set(ended))
+    assert len(joined) == len(set(joined))
+    assert len(verdicts) <= 1
