@@ -469,6 +469,7 @@ class Endpoint:
             link.close()  # a second connection: we never send on it
         if peer.bye and not peer.links:
             self._end_peer(link.peer, self._exited(link.peer))
+        self._forget_torn(link.peer)
 
     def _peer(self, ident: int) -> Peer:
         peer = self._peers.get(ident)
@@ -594,6 +595,7 @@ class Endpoint:
         """Memory for a payload (`Sink`); a new message is matched first, so that it lands in place."""
         if frame.kind is Kind.EAGER:
             arrival = self._arrive(frame)
+            arrival.frame = frame
             self._landings[id(frame)] = arrival
             assert arrival.landing is not None
             return arrival.landing.views
@@ -602,7 +604,10 @@ class Endpoint:
         raise WireError(f"no place has a use for a payload with {frame}")
 
     def _lend_piece(self, frame: Frame) -> list[memoryview]:
-        arrival = self._peer(frame.source).receiving.get(frame.message)
+        peer = self._peer(frame.source)
+        arrival = peer.receiving.get(frame.message)
+        if arrival is None and peer.ended is not None:
+            return [memoryview(bytearray(frame.length))]  # the rest of what was lost; other messages may follow
         if arrival is None or not arrival.granted:
             raise WireError(f"payload that was not granted: {frame}")
         if frame.tag != arrival.lent or frame.tag + frame.length > arrival.length:
@@ -685,7 +690,10 @@ class Endpoint:
             self._complete(arrival)
 
     def _on_data(self, _link: Link, frame: Frame) -> None:
-        arrival = self._peer(frame.source).receiving.get(frame.message)
+        peer = self._peer(frame.source)
+        arrival = peer.receiving.get(frame.message)
+        if arrival is None and peer.ended is not None:
+            return
         if arrival is None or not frame.length:
             raise WireError(f"payload of nothing: {frame}")
         arrival.landed += frame.length
@@ -817,9 +825,6 @@ class Endpoint:
             peer.bye = True  # the end of its links brings the rest
             return
         self._end_peer(ident, error)
-        for link in list(peer.links):  # somebody else may hold the other end open, and nothing may be written any more
-            self._drop_link(link)
-            link.close()
 
     def _end_peer(self, ident: int, error: PeerLost) -> None:
         """Nothing will come from that peer any more: fail what needs it."""
@@ -835,6 +840,7 @@ class Endpoint:
         if failed:
             self.break_contexts(self._collectives_with(ident), error)
         self._fail_receives(lambda receive: self._needs(receive, ident), error)
+        self._forget_torn(ident)
 
     def _collectives_with(self, ident: int) -> list[int]:
         contexts = self._matching.contexts.items()
@@ -847,14 +853,22 @@ class Endpoint:
         return receive.source == ident or (receive.source == ANY and self._why_hopeless(receive) is not None)
 
     def _lose(self, arrival: Arrival, error: PeerLost) -> None:
-        """A message that will never be complete."""
+        """A message that is not complete, and perhaps never will be: nobody waits for it any more."""
         self._peer(arrival.source).receiving.pop(arrival.message, None)
-        self._landings = {key: other for key, other in self._landings.items() if other is not arrival}
         self._count(arrival, False)
-        if arrival.receive is not None:
-            arrival.receive.finish(error)
-        else:
+        receive, arrival.receive = arrival.receive, None
+        if receive is None:
             self._matching.withdraw(arrival)
+            return
+        if receive.out is not None and arrival.landing is not None:
+            self._move_out(arrival)
+        receive.finish(error)
+
+    def _forget_torn(self, ident: int) -> None:
+        """Nothing more comes from a peer: neither does the rest of what was being read."""
+        peer = self._peer(ident)
+        if peer.ended is not None and not peer.links:
+            self._landings = {key: arrival for key, arrival in self._landings.items() if arrival.source != ident}
 
     def _fail_receives(self, hopeless: Callable[[Receive], bool], error: RmpiError) -> None:
         for receive in [receive for receive in self._matching.receives() if hopeless(receive)]:
@@ -877,9 +891,9 @@ class Endpoint:
                     for peer in self._peers.values():
                         self._say_bye(peer)
             while not self._settled():
-                if deadline.passed():
-                    return False
                 self.crank.nap(min(deadline.left(), SETTLE_STEP))
+                if deadline.passed():
+                    return self._settled()
             return True
         finally:
             if shielded:

@@ -40,6 +40,7 @@ class Arrival:
         "context",
         "counted",
         "fingerprint",
+        "frame",
         "granted",
         "landed",
         "landing",
@@ -68,6 +69,7 @@ class Arrival:
         self.rest: list[memoryview] = []  # memory that no DATA frame has been lent yet, last piece first
         self.lent = 0  # bytes of memory that DATA frames have been lent
         self.landed = 0  # bytes that those frames have filled
+        self.frame: Frame | None = None  # the EAGER frame that is being read; while it is kept, its id is its own
         self.granted = False
         self.counted = False  # among the bytes that nobody has asked for
         self.complete = False

@@ -340,8 +340,8 @@ def test_ctrl_c_in_a_terminal_reaches_the_ranks_once(jobs: Jobs) -> None:
 
 def test_the_second_ctrl_c_terminates_and_the_third_kills(jobs: Jobs) -> None:
     handling = """
-    signal.signal(signal.SIGINT, lambda *_: print("ignored", flush=True))
-    signal.signal(signal.SIGTERM, lambda *_: print("defied", flush=True))
+    signal.signal(signal.SIGINT, lambda *_: os.write(1, b"ignored\\n"))
+    signal.signal(signal.SIGTERM, lambda *_: os.write(1, b"defied\\n"))
     """
     job = jobs.start("-n", 2, "--kill-grace", 60, jobs.script(PATIENT.format(handling=handling)))
     job.ready(2)
@@ -394,8 +394,8 @@ def test_closing_the_terminal_ends_the_job(jobs: Jobs) -> None:
 
 def test_user_signals_go_to_the_ranks_and_nothing_else_happens(jobs: Jobs) -> None:
     handling = """
-    signal.signal(signal.SIGUSR1, lambda *_: print("usr1", flush=True))
-    signal.signal(signal.SIGUSR2, lambda *_: (print("usr2", flush=True), sys.exit(0)))
+    signal.signal(signal.SIGUSR1, lambda *_: os.write(1, b"usr1\\n"))
+    signal.signal(signal.SIGUSR2, lambda *_: (os.write(1, b"usr2\\n"), sys.exit(0)))
     """
     job = jobs.start("-n", 2, jobs.script(PATIENT.format(handling=handling)))
     job.ready(2)

@@ -404,7 +404,7 @@ class FakeBooter:
         self._lock = threading.Lock()
         self.before_login: Callable[[], object] = lambda: None
 
-    def open(self, host: HostSpec, command: str, deadline: Deadline) -> FakeSession:  # noqa: ARG002
+    def open(self, host: HostSpec, command: str, deadline: Deadline) -> FakeSession:
         with self._lock:
             self.logins += 1
             self.at_once += 1

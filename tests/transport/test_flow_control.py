@@ -1,0 +1,145 @@
+"""A sender that is faster than its receiver: it waits, and what is held for it is bounded, at both ends."""
+
+import numpy as np
+import pytest
+from joined import CONTEXT, MEDIA, move, settle
+
+from rmpi.deadline import Deadline
+from rmpi.errors import DeadlineExceeded
+from rmpi.transport.endpoint import CREDIT, FRAME_COST
+from rmpi.wire.frames import EAGER_LIMIT
+
+LIMIT = 1 << 20
+SOON = Deadline.after(0)
+
+every_medium = pytest.mark.parametrize("medium", MEDIA)
+flooding = pytest.mark.parametrize("size", [0, 1, 1000, EAGER_LIMIT, 100_000])
+
+
+def flood(a, b, size):
+    """Send from a to b, which does not receive, until there is no more room; the number of messages that went."""
+    count = 0
+    while True:
+        transfer = a.start_send(1, CONTEXT, 0, message(count, size))
+        settle(a, b, turns=3)
+        try:
+            a.wait((transfer,), SOON)
+        except DeadlineExceeded as error:
+            assert "it was withdrawn" in str(error)
+            return count
+        count += 1
+
+
+def message(number, size):
+    return number if not size else np.full(size, number % 256, np.uint8)
+
+
+def held(b):
+    """Bytes of messages that nobody has asked for, at the receiving end."""
+    arrivals = [one for queue in b._matching.contexts[CONTEXT].arrivals.values() for one in queue]
+    return sum(one.length + FRAME_COST for one in arrivals)
+
+
+@every_medium
+@flooding
+def test_a_flood_is_bounded_at_both_ends_and_drains_in_order(join, medium, size):
+    a, b = join(medium, unmatched_limit=LIMIT)
+    count = flood(a, b, size)
+    cost = size + FRAME_COST
+    assert count == (CREDIT // cost if size <= EAGER_LIMIT else 0) + LIMIT // cost
+    settle(a, b)
+    assert held(b) == count * cost
+    for link in a._peers[1].links:
+        assert link.flush()  # nothing waits in the sender
+    for number in range(count):
+        assert np.array_equal(b.receive(CONTEXT, 0, 0, deadline=SOON).take(), message(number, size))
+    assert held(b) == 0
+    assert b._unmatched == 0
+
+
+@every_medium
+@flooding
+def test_after_a_flood_everything_is_as_before(join, medium, size):
+    """Credit comes back: else the second flood would be shorter than the first."""
+    a, b = join(medium, unmatched_limit=LIMIT)
+    counts = []
+    for _ in range(3):
+        counts.append(flood(a, b, size))
+        for _ in range(counts[-1]):
+            b.receive(CONTEXT, 0, 0, deadline=SOON).take()
+        settle(a, b)
+    assert max(counts) - min(counts) <= 256  # of credit, less than a step may still be owed
+
+
+def test_a_sender_that_must_wait_goes_on_when_there_is_room(join, beside):
+    a, b = join(unmatched_limit=LIMIT)
+    count = 10_000
+
+    def send():
+        for number in range(count):
+            a.send(1, CONTEXT, 0, number)
+
+    sending = beside(send)
+    for number in range(count):
+        assert b.receive(CONTEXT, 0, 0, deadline=Deadline.after(10)).take() == number
+    sending.result(5)
+
+
+def test_a_flood_of_one_does_not_hold_up_another(new_endpoint):
+    """Credit is per pair."""
+    a, b, c = (new_endpoint(ident, unmatched_limit=0) for ident in range(3))
+    MEDIA["unix"](a, c)
+    MEDIA["unix"](b, c)
+    while True:
+        try:
+            a.send(2, CONTEXT, 0, bytes(1000), deadline=SOON)
+        except DeadlineExceeded:
+            break
+    b.send(2, CONTEXT, 1, "through", deadline=SOON)
+    assert c.receive(CONTEXT, 1, 1, deadline=Deadline.after(5)).take() == "through"
+
+
+@every_medium
+def test_a_sender_whose_receiver_is_not_in_the_library_keeps_little(join, medium):
+    """Nothing is read at all: what the kernel does not take waits here, and is bounded by the credit."""
+    a, b = join(medium)
+    with pytest.raises(DeadlineExceeded):
+        while True:
+            a.send(1, CONTEXT, 0, bytes(10_000), deadline=SOON)
+    (link,) = a._peers[1].links
+    waiting = sum(map(len, link._pending)) if medium != "memory" else 0
+    assert waiting <= CREDIT
+    a.send(1, CONTEXT, 0, b"", deadline=Deadline.after(0)) if False else None
+    while b.receive(CONTEXT, 0, 0, deadline=Deadline.after(5)).take():
+        a.progress()
+        if not b._matching.contexts[CONTEXT].arrivals and link.settled():
+            break
+
+
+def test_a_message_larger_than_the_limit_is_granted_when_it_is_matched(join):
+    a, b = join(unmatched_limit=10)
+    transfer = a.start_send(1, CONTEXT, 0, bytes(LIMIT))
+    settle(a, b)
+    assert not transfer.granted
+    receive = b.start_receive(CONTEXT, 0, 0)
+    move(a, b, transfer, receive)
+    assert receive.take() == bytes(LIMIT)
+
+
+def test_a_message_for_which_there_is_no_memory_stays_an_offer(join, monkeypatch):
+    """The receive fails, the message does not: a later receive, perhaps in place, gets it."""
+    a, b = join()
+    transfer = a.start_send(1, CONTEXT, 0, np.ones(LIMIT, np.uint8))
+
+    def no_memory(*_args, **_options):
+        raise MemoryError("all gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("rmpi.wire.codec.np.empty", no_memory)
+        settle(a, b)
+        with pytest.raises(MemoryError, match="no memory for an array"):
+            b.receive(CONTEXT, 0, 0, deadline=SOON)
+    assert not transfer.granted
+    receive = b.start_receive(CONTEXT, 0, 0, out=np.empty(LIMIT, np.uint8))
+    move(a, b, transfer, receive)
+    assert receive.take().all()
