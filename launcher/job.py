@@ -26,6 +26,12 @@ NOBODY_READS = 128 + signal.SIGPIPE
 UNWRITABLE = 125
 """Exit code when the output cannot be written: that of every failure of our own."""
 
+STOP_DELAY = 0.05
+"""Seconds for the threads of ssh sessions to pass Ctrl-Z on, before this process stops too."""
+
+LAST_WORDS = 2.0
+"""Seconds to write what is left of the output of a job that was ended; a terminal may be stopped."""
+
 PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH, signal.SIGCONT)
 
 
@@ -78,7 +84,9 @@ class Run:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             self._write(self._display.close())
-            self._screen.close()
+            self._screen.close(LAST_WORDS if self._job.outcome.reason else None)
+        if self._screen.error is not None and not outcome.code:  # the reader left when all ranks had ended
+            outcome.code, outcome.reason = _unwritable(self._screen.error)
         self._report(outcome)
         return outcome.code
 
@@ -104,7 +112,7 @@ class Run:
             self._job.terminate(number)
         elif number == signal.SIGTSTP:
             self._job.signal(signal.SIGSTOP)  # a rank has no terminal that could continue it after SIGTSTP
-            os.kill(os.getpid(), signal.SIGSTOP)
+            self._job.loop.call_later(STOP_DELAY, lambda: os.kill(os.getpid(), signal.SIGSTOP))
         else:
             self._job.signal(number)
 
@@ -125,10 +133,7 @@ class Run:
         self._job.terminate()
 
     def _nobody_reads(self, error: OSError) -> None:
-        if isinstance(error, BrokenPipeError):
-            self._job.end(NOBODY_READS, "nobody reads the output")
-        else:
-            self._job.end(UNWRITABLE, f"cannot write to standard output: {error.strerror}")
+        self._job.end(*_unwritable(error))
         self._job.terminate()
 
     # ----------------------------------------------------------------------------------- watching
@@ -199,6 +204,13 @@ class EndedByUser(BaseException):
 
 
 _HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP, *PASSED_ON)
+
+
+def _unwritable(error: OSError) -> tuple[int, str]:
+    """Exit code and reason when standard output cannot be written."""
+    if isinstance(error, BrokenPipeError):
+        return NOBODY_READS, "nobody reads the output"
+    return UNWRITABLE, f"cannot write to standard output: {error.strerror}"
 
 
 def _failure(failure: RankFailure) -> Failure:

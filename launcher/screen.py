@@ -44,6 +44,7 @@ class Screen:
     def __init__(self, broken: Callable[[OSError], None]) -> None:
         self._queue: queue.SimpleQueue[tuple[int, bytes, Callable[[], None] | None] | None] = queue.SimpleQueue()
         self._broken = broken
+        self.error: OSError | None = None  # why standard output cannot be written any more
         self._closed: set[int] = set()
         self._thread = threading.Thread(target=self._work, name="screen", daemon=True)
         self._thread.start()
@@ -52,10 +53,10 @@ class Screen:
         """Write ``data`` to ``fd`` after all that was given before; then call ``done``, from the thread."""
         self._queue.put((fd, data, done))
 
-    def close(self) -> None:
-        """Return when everything is written."""
+    def close(self, patience: float | None = None) -> None:
+        """Return when everything is written, or ``patience`` (seconds) is lost."""
         self._queue.put(None)
-        self._thread.join()
+        self._thread.join(patience)
 
     def _work(self) -> None:
         while (item := self._queue.get()) is not None:
@@ -73,6 +74,7 @@ class Screen:
         except OSError as error:
             self._closed.add(fd)
             if fd == 1:
+                self.error = error
                 self._broken(error)
 
 

@@ -8,6 +8,7 @@ ranks but knows nothing of us, it refuses: ranks that each believe to be rank 0 
 from __future__ import annotations
 
 import atexit
+import multiprocessing
 import os
 import socket
 from collections.abc import Mapping
@@ -42,6 +43,7 @@ def init() -> Comm:
     if _forked:
         raise ChannelClosed("this process was forked from a rank; only the rank itself may communicate")
     if _world is None:
+        refuse_pool_workers(os.environ)
         fd = inherited_fd(os.environ)
         _world = _join(fd) if fd is not None else _alone(os.environ)
     return _world
@@ -80,6 +82,19 @@ def _disown(place: Place) -> None:
     if not _forked:
         _forked, _world = True, None
         place.disown()
+
+
+def refuse_pool_workers(environ: Mapping[str, str]) -> None:
+    """Refuse to make a worker that a rank has spawned (`multiprocessing`) a rank 0 of 1.
+
+    Raises:
+        ChannelClosed: This process is one.
+    """
+    if "RMPI_RANK" in environ and multiprocessing.parent_process() is not None:
+        raise ChannelClosed(
+            "this process was spawned by a rank; only the rank itself may communicate. Call rmpi.init() under "
+            "if __name__ == '__main__':"
+        )
 
 
 class _Nobody:

@@ -374,6 +374,8 @@ class Job:
             case Fed():
                 self._watcher.input_taken()
             case Gone():
+                if not self._running:
+                    self._answered(node, LaunchError("was ended while the job was starting"))
                 self._links[node].close()
                 self._remaining.discard(node)
             case Exited() | FromPlace():
@@ -419,7 +421,8 @@ class Job:
                 if end.failed:
                     self._failed(announcement)
             case Disagreement(text):
-                self.end(1, f"CollectiveMismatch: {text}")
+                self.end(CRASHED, f"CollectiveMismatch: {text}")
+                self._loop.call_later(SETTLE, self.terminate)
 
     def output(self, endpoint: int, stream: int, data: bytes) -> None:
         self._show(HEAD, endpoint, stream, data)

@@ -67,6 +67,11 @@ class AgentSession:
 
     address = ""  # the agent knows, and does not tell
 
+    @property
+    def pid(self) -> int:
+        """The agent's process."""
+        return self._process.pid
+
     def __init__(self, argv: list[str], host: HostSpec) -> None:
         self._host = host
         self.tail = Tail()

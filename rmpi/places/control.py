@@ -9,6 +9,7 @@ command line with ten thousand files) travels as a memory file, whose descriptor
 from __future__ import annotations
 
 import array
+import errno
 import os
 import select
 import socket
@@ -28,8 +29,20 @@ IN_FILE = b"\xc1"
 LONGEST = 64 << 20
 """Bytes of the longest message that is read from a memory file."""
 
+NO_ROOM = frozenset({errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM})
+"""Errors that pass: such as too many descriptors on their way between all processes of this user (unix(7))."""
+
+GONE = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ECONNREFUSED, errno.EBADF})
+
 FDS = 8
 """Descriptors in one message, at most."""
+
+
+def wait_for(fd: int, events: int, seconds: float) -> bool:
+    """Whether ``fd`` is ready for ``events`` within so many seconds. `select` refuses numbers from 1024 on."""
+    poll = select.poll()
+    poll.register(fd, events)
+    return bool(poll.poll(seconds * 1000))
 
 
 def control_pair() -> tuple[socket.socket, socket.socket]:
@@ -73,8 +86,12 @@ class Control:
                     _send_fds(self._socket, data, fds)
                 except BlockingIOError:
                     return False
-                except OSError:  # the peer is gone; the end of its file says so
-                    self._forget()
+                except OSError as error:
+                    if error.errno in NO_ROOM:
+                        return False
+                    if error.errno not in GONE:
+                        raise
+                    self._forget()  # the end of its file says so
                     return True
                 self._queue.popleft()
                 _close_all(fds)
@@ -83,7 +100,7 @@ class Control:
     def drain(self) -> None:
         """Send what waits, however long that takes: for a process that is about to end."""
         while not self.flush():
-            select.select([], [self._socket], [])
+            wait_for(self._socket.fileno(), select.POLLOUT, 1.0)
 
     def receive(self) -> list[tuple[Message, list[int]]]:
         """The messages that have come, each with its descriptors; sets `closed` at the end.

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import select
 import socket
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -33,6 +35,9 @@ REST = 0.5
 """Seconds for which nobody is let in after this process has run out of descriptors."""
 
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+KNOCK_AGAIN = 0.05
+"""Seconds before a connection that was reset is tried again; doubled each time, at most 1 s."""
 
 Entered = Callable[[socket.socket, int, int], None]
 """Called with a connection that proved to be from ``source`` and asks for ``destination``."""
@@ -155,14 +160,29 @@ def dial(
     """
     tried: list[str] = []
     for address, port in doors:
-        handshake = Connector(key, source, destination, os.urandom(NONCE_SIZE))
         share = Deadline.after(deadline.left() / (len(doors) - len(tried)))  # a silent door leaves time for the next
         try:
-            return _dial_one(address, port, handshake, share)
+            return _dial_patiently(address, port, key, source, destination, share)
         except (OSError, WireError) as error:
             tried.append(f"{address} port {port}: {error}")
     why = "; ".join(tried) or "its node has no door"
     raise PeerLost(f"{why}. A firewall between the hosts must let this port through")
+
+
+def _dial_patiently(
+    address: str, port: int, key: bytes, source: int, destination: int, deadline: Deadline
+) -> socket.socket:
+    """Knock again, after a pause that grows, at a door where too many wait: it resets the oldest of them."""
+    pause = KNOCK_AGAIN
+    while True:
+        handshake = Connector(key, source, destination, os.urandom(NONCE_SIZE))
+        try:
+            return _dial_one(address, port, handshake, deadline)
+        except ConnectionResetError:
+            if deadline.left() < 2 * pause:
+                raise
+        time.sleep(pause * random.uniform(0.5, 1.5))
+        pause = min(1.0, 2 * pause)
 
 
 def _dial_one(address: str, port: int, handshake: Connector, deadline: Deadline) -> socket.socket:

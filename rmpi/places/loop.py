@@ -10,6 +10,7 @@ import heapq
 import itertools
 import os
 import select
+import threading
 from collections import deque
 from collections.abc import Callable
 
@@ -39,6 +40,8 @@ class Loop:
         self._order = itertools.count()
         self._posted: deque[Callable[[], None]] = deque()
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._ringing = threading.RLock()  # re-entered by a signal handler that posts while its thread does
+        self._closed = False
         self.register(self._bell, lambda _mask: self._hush())
 
     def register(self, fd: int, callback: Callback, events: int = select.EPOLLIN) -> None:
@@ -59,9 +62,11 @@ class Loop:
         return timer
 
     def post(self, work: Callable[[], None]) -> None:
-        """Have ``work`` done by the loop. From any thread, and from signal handlers."""
+        """Have ``work`` done by the loop, unless that is closed. From any thread, and from signal handlers."""
         self._posted.append(work)
-        os.eventfd_write(self._bell, 1)
+        with self._ringing:
+            if not self._closed:
+                os.eventfd_write(self._bell, 1)
 
     def run_once(self) -> None:
         """Wait for something to happen, and do what follows from it."""
@@ -95,6 +100,9 @@ class Loop:
             pass
 
     def close(self) -> None:
+        """Free the descriptors; what is posted from now on is never done."""
         self._callbacks.clear()
-        self._epoll.close()
-        os.close(self._bell)
+        with self._ringing:
+            self._closed = True
+            self._epoll.close()
+            os.close(self._bell)

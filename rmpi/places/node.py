@@ -163,6 +163,7 @@ class Node:
         self._spawner: _SpawnerProcess | None = None
         self._places: dict[int, _Place] = {}
         self._connections: dict[int, socket.socket] = {}  # that came in by the door
+        self._early: list[tuple[socket.socket, int, int]] = []  # came in for a place that is about to start
         self._budget = OUTPUT_BUDGET
         self._paused = False
         self._over = False
@@ -210,6 +211,10 @@ class Node:
         limit = _memory() // (4 * max(1, len(self._begin.places)))
         for endpoint, rank in self._begin.places:
             self._start(self._begin, endpoint, rank, crowded, limit)
+        for sock, endpoint, peer in self._early:
+            self._connections[sock.fileno()] = sock
+            self._hand_over(sock.fileno(), endpoint, peer)
+        self._early.clear()
         if not self._begin.places:
             self._finish()
 
@@ -295,6 +300,9 @@ class Node:
 
     def _hand_over(self, connection: int, endpoint: int, peer: int) -> None:
         sock = self._connections.pop(connection)
+        if not self._places and self._begin is not None:  # other nodes were told to go before this one
+            self._early.append((sock, endpoint, peer))
+            return
         if endpoint in self._places:
             self._tell(self._places[endpoint], LinkTo(peer), (sock.fileno(),))
         sock.close()
@@ -505,9 +513,10 @@ class Node:
             self._door = None
         for place in self._places.values():
             self._hang_up(place)
-        for sock in self._connections.values():
+        for sock in (*self._connections.values(), *(sock for sock, _, _ in self._early)):
             sock.close()
         self._connections.clear()
+        self._early.clear()
 
 
 class _SpawnerProcess:

@@ -29,7 +29,7 @@ from rmpi.errors import (
     RmpiError,
     WireError,
 )
-from rmpi.places.control import Control
+from rmpi.places.control import Control, wait_for
 from rmpi.places.door import dial
 from rmpi.places.messages import (
     Ask,
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 FD_VARIABLE = "RMPI_FD"
 
-WELCOME_LIMIT = 30.0
+WELCOME_LIMIT = 1.0
 """Seconds to wait for the router's first message, which it sends before it starts us."""
 
 _reporter: Reporter | None = None
@@ -128,10 +128,13 @@ class Place:
         self._tell(Joined())
 
     def _await_welcome(self) -> Welcome:
-        ready, _, _ = select.select([self._control], [], [], WELCOME_LIMIT)
+        ready = wait_for(self._control.fileno(), select.POLLIN, WELCOME_LIMIT)
         messages = self._control.receive() if ready else []
         if not messages or not isinstance(messages[0][0], Welcome):
-            raise LaunchError("the router that started this process does not answer")
+            raise LaunchError(
+                "the router that started this process does not answer: either it is gone, or another program that was "
+                "started as this rank has joined the job already, and a rank can join only once"
+            )
         self._early = messages[1:]
         return messages[0][0]
 

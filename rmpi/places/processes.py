@@ -5,6 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import psutil
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
@@ -37,7 +41,7 @@ def name_process(name: str) -> None:
 
 
 def kill_descendants(spare: frozenset[int] = frozenset()) -> list[int]:
-    """SIGKILL everything below this process, daemonised grandchildren included, except ``spare``.
+    """SIGKILL everything below this process, daemonised grandchildren included, but not ``spare`` and below.
 
     Returns:
         The pids that were killed.
@@ -49,7 +53,7 @@ def kill_descendants(spare: frozenset[int] = frozenset()) -> list[int]:
     killed: list[int] = []
     me = psutil.Process()
     for _ in range(ROUNDS):
-        below = [process for process in me.children(recursive=True) if process.pid not in spare]
+        below = _below(me, spare)
         if not below:
             break
         for process in below:
@@ -60,6 +64,20 @@ def kill_descendants(spare: frozenset[int] = frozenset()) -> list[int]:
                 pass
         psutil.wait_procs(below, timeout=0.1)
     return killed
+
+
+def _below(process: psutil.Process, spare: frozenset[int]) -> list[psutil.Process]:
+    """Children, and theirs, but for those that are spared."""
+    import psutil
+
+    found: list[psutil.Process] = []
+    for child in process.children():
+        if child.pid not in spare:
+            try:
+                found += [child, *child.children(recursive=True)]
+            except psutil.Error:  # it is gone
+                pass
+    return found
 
 
 def _has_children() -> bool:

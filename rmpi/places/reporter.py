@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -30,13 +32,36 @@ class Reporter:
     def __init__(self, control: Control) -> None:
         self._control = control
         self.crashed = False
+        self._runs = False
 
     def install(self) -> None:
-        """Take the place of Python's own exception hook; one that the program has set stays."""
-        if sys.excepthook is sys.__excepthook__:
-            sys.excepthook = self._report
+        """Take the place of Python's own exception hook; one that the program has set stays.
 
-    def _report(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        For programs that we do not run ourselves: there only the hook tells how they end.
+        """
+        if sys.excepthook is sys.__excepthook__ and not self._runs:
+            sys.excepthook = self._hook
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Around the program, where we run it: report the exception that leaves it, and only that one.
+
+        A program may call the hook itself and go on; an interactive console does.
+        """
+        self._runs = True
+        try:
+            yield
+        except SystemExit:
+            raise
+        except BaseException as error:
+            if sys.excepthook is sys.__excepthook__:
+                sys.excepthook = lambda *_: None  # the interpreter's last words are said by us
+                self._hook(type(error), error, error.__traceback__)
+            else:
+                self.crashed = True
+            raise
+
+    def _hook(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         self.crashed = True
         trace = own_frames(trace)
         if self._control.closed:  # by the router, or because this is a fork of a rank

@@ -165,11 +165,11 @@ def _become_place(fork: Fork, fds: list[int]) -> None:
         sys.stderr.write(f"rmpi: cannot enter {fork.directory}: {error.strerror}\n")
         sys.exit(125)
     name_process(f"{fork.rank} {os.path.basename(fork.target)}")  # noqa: PTH119 (no pathlib before the program)
-    reporter.install()
     faulthandler.enable()
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
-        run_program(fork.kind, fork.target, fork.argv)
+        with reporter.running():
+            run_program(fork.kind, fork.target, fork.argv)
     except SystemExit as ending:
         reporter.crashed = bool(ending.code)
         if isinstance(ending.code, int) and ending.code and not ending.code & 0xFF:

@@ -44,7 +44,7 @@ from rmpi.transport.interrupts import SHIELD
 from rmpi.transport.matching import ANY, Arrival, Context, Matching, Receive, take_views
 from rmpi.transport.memory import MemoryLink
 from rmpi.transport.operation import Operation, Together
-from rmpi.wire.codec import Array, Encoded, check_value, encode_value
+from rmpi.wire.codec import Array, check_value, encode_value
 from rmpi.wire.frames import EAGER_LIMIT, Frame, Kind
 
 CREDIT = 1 << 20
@@ -240,10 +240,9 @@ class Endpoint:
             DeadlineExceeded: Time ran out; the text says whether the message was withdrawn or goes on.
             UsageError: The value cannot be pickled.
         """
-        encoded = encode_value(value)
         shielded = SHIELD.enter()
         try:
-            transfer = self._start_send(destination, context, tag, encoded, fingerprint)
+            transfer = self._start_send(destination, context, tag, value, fingerprint)
             if not transfer.done or transfer.error is not None:
                 self.wait((transfer,), deadline)
         finally:
@@ -285,10 +284,9 @@ class Endpoint:
 
     def start_send(self, destination: int, context: int, tag: int, value: object, *, fingerprint: int = 0) -> Transfer:
         """Begin to send; ``value`` must not change before the transfer is done."""
-        encoded = encode_value(value)
         shielded = SHIELD.enter()
         try:
-            transfer = self._start_send(destination, context, tag, encoded, fingerprint)
+            transfer = self._start_send(destination, context, tag, value, fingerprint)
         except BaseException:
             if shielded:
                 SHIELD.leave()
@@ -297,7 +295,8 @@ class Endpoint:
             SHIELD.leave(self.abandon, (transfer,))
         return transfer
 
-    def _start_send(self, destination: int, context: int, tag: int, encoded: Encoded, fingerprint: int) -> Transfer:
+    def _start_send(self, destination: int, context: int, tag: int, value: object, fingerprint: int) -> Transfer:
+        encoded = encode_value(value)  # what a handler raised in here would be taken for an error of pickling
         transfer = Transfer(
             self.ident,
             destination,

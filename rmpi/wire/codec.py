@@ -164,19 +164,23 @@ def memory_of(array: Array, order: bytes = b"C") -> memoryview:
     return flat.view(np.uint8).data if flat.nbytes else memoryview(b"")
 
 
-_described: dict[tuple[np.dtype[Any], tuple[int, ...], bytes], bytes | None] = {}
+_described: dict[tuple[np.dtype[Any] | int, tuple[int, ...], bytes], tuple[np.dtype[Any], bytes | None]] = {}
 
 
 def _describe(dtype: np.dtype[Any], shape: tuple[int, ...], order: bytes) -> bytes | None:
     """The metadata of an array, or None if its dtype needs pickle."""
-    key = (dtype, shape, order)
+    # Equal dtypes may differ in notes, alignment and scalar type: such are told apart by identity, which
+    # stays theirs because the entry keeps them alive.
+    plain = dtype.names is None and dtype.metadata is None
+    key = (dtype if plain else id(dtype), shape, order)
     try:
-        return _described[key]
+        return _described[key][1]
     except KeyError:
         pass
     if len(_described) >= _CACHE_LIMIT:
         _described.clear()
-    _described[key] = metadata = _make_description(dtype, shape, order)
+    metadata = _make_description(dtype, shape, order)
+    _described[key] = dtype, metadata
     return metadata
 
 
@@ -186,7 +190,10 @@ def _make_description(dtype: np.dtype[Any], shape: tuple[int, ...], order: bytes
     if np.dtype(dtype.str) == dtype:
         form, text = b"s", dtype.str.encode()
     else:
-        form, text = b"d", repr(np.lib.format.dtype_to_descr(dtype)).encode()
+        try:
+            form, text = b"d", repr(np.lib.format.dtype_to_descr(dtype)).encode()
+        except ValueError:  # fields that overlap or are out of order
+            return None
     if len(text) > METADATA_LIMIT // 2 or not _survives(dtype, form, text):
         return None
     return _ARRAY.pack(b"a", order, form, len(shape), len(text)) + struct.pack(f"<{len(shape)}q", *shape) + text
@@ -205,7 +212,11 @@ def _survives(dtype: np.dtype[Any], form: bytes, text: bytes) -> bool:
         again = _parse_dtype(form, text)
     except (WireError, ValueError, TypeError):
         return False
-    return (again, again.itemsize, again.isalignedstruct) == (dtype, dtype.itemsize, dtype.isalignedstruct)
+    return again == dtype and _unseen_by_equality(again) == _unseen_by_equality(dtype)
+
+
+def _unseen_by_equality(dtype: np.dtype[Any]) -> tuple[int, bool, type]:
+    return dtype.itemsize, dtype.isalignedstruct, dtype.type
 
 
 # ---------------------------------------------------------------------------------------------- decode

@@ -23,6 +23,7 @@ from rmpi.errors import (
 )
 from rmpi.transport import stream
 from rmpi.transport.base import Transfer
+from rmpi.transport.crank import SPIN
 from rmpi.transport.matching import ANY
 from rmpi.transport.stream import StreamLink
 from rmpi.wire.codec import encode_value
@@ -731,3 +732,12 @@ def test_an_endpoint_prints_itself(join):
     a, b = join("tcp")
     assert repr(a) == "<Endpoint 0x0: 2 peers, 0 bytes unmatched>"
     assert b.media() == {0: "tcp", 1: "memory"}
+
+
+@pytest.mark.parametrize("spin", [0.0, SPIN])
+def test_waiting_costs_nothing(join, spin):
+    a, _ = join(spin=spin)
+    before = time.process_time()
+    with pytest.raises(DeadlineExceeded):
+        received(a, timeout=1.0)
+    assert time.process_time() - before < 0.02
