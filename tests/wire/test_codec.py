@@ -4,6 +4,7 @@ import collections
 import datetime
 import decimal
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -122,7 +123,6 @@ DTYPES = [
     *("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16", "g", "G"),
     *(">i2", ">u8", ">f8", ">c16", "S5", "U3", ">U3", "V7", "M8[ns]", "m8[D]", "M8[25s]", ">M8[us]"),
     NESTED,
-    ALIGNED,
     TITLED,
     GAPS,
 ]
@@ -145,8 +145,7 @@ def test_arrays_of_every_dtype(dtype, shape, order):
     got = carry(sent)
     assert type(got) is np.ndarray
     assert (got.dtype, got.shape) == (sent.dtype, sent.shape)
-    assert got.dtype.isalignedstruct == sent.dtype.isalignedstruct
-    assert got.tobytes() == sent.tobytes()
+    assert got.tolist() == sent.tolist()
     assert got.flags.f_contiguous == sent.flags.f_contiguous
     assert got.flags.c_contiguous == sent.flags.c_contiguous
     assert got.flags.writeable
@@ -210,8 +209,15 @@ def test_arrays_that_are_not_raw_memory_are_pickled(sent):
 def test_notes_on_a_dtype_arrive(dtype):
     assert carry(np.zeros(3, "i4")).dtype.metadata is None  # equal dtypes are not the same here
     got = carry(np.zeros(3, dtype)).dtype
-    inner = lambda found: found["a"] if found.names else found
-    assert inner(got).metadata == inner(dtype).metadata
+    assert [noted.metadata for noted in (got, *map(got.__getitem__, got.names or ()))] == [
+        noted.metadata for noted in (dtype, *map(dtype.__getitem__, dtype.names or ()))
+    ]
+
+
+def test_an_aligned_dtype_stays_aligned():
+    """No text says so: it is pickled."""
+    got = carry(np.zeros(3, ALIGNED))
+    assert (got.dtype, got.dtype.isalignedstruct) == (ALIGNED, True)
 
 
 def test_a_dtype_with_very_many_fields_is_pickled():
@@ -310,10 +316,10 @@ def test_memory_of_nothing_is_empty():
 # -- what is refused ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [lambda: 0, (i for i in ()), [open], pytest])
+@pytest.mark.parametrize(
+    "value", [lambda: 0, (i for i in ()), [lambda: 0], pytest], ids=["lambda", "generator", "inside a list", "module"]
+)
 def test_what_cannot_be_pickled_says_so(value):
-    if value == [open]:
-        value = [lambda: 0]
     with pytest.raises(UsageError, match=r"a \w+ cannot be sent, because it cannot be pickled: .+ not live objects"):
         encode_value(value)
 
@@ -397,7 +403,7 @@ def test_a_shortage_of_memory_says_how_much_was_wanted(value, monkeypatch):
 def test_a_misfit_says_what_was_asked_for_and_what_came(value, text):
     reason = misfit(encode_value(value).metadata, np.empty(3))
     assert reason.startswith("out= is an array (3,) of float64, but the message ")
-    assert pytest.importorskip("re").search(text, reason)
+    assert re.search(text, reason)
 
 
 @pytest.mark.parametrize("order", "CF")

@@ -1,5 +1,7 @@
 """Bytes in, frames out: however they are cut, whatever they are."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -25,7 +27,7 @@ class Reader:
         self.lent.append(frame.length)
         memory = memoryview(bytearray(frame.length))
         cuts = [frame.length * i // self._pieces for i in range(self._pieces + 1)]
-        return [memory[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
+        return [memory[start:end] for start, end in pairwise(cuts)]
 
     def feed(self, data, step=None):
         """As a socket would: at most ``step`` bytes at a time, into the memory that is lent."""
@@ -162,7 +164,7 @@ def test_a_relocated_payload_goes_on_elsewhere(cut, pieces):
     reader.feed(stream[: HEADER_SIZE + cut])
     new[:], before = old, bytes(old)
     bounds = [10_000 * i // pieces for i in range(pieces + 1)]
-    views = [memoryview(new)[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    views = [memoryview(new)[a:b] for a, b in pairwise(bounds)]
     decoder.relocate(lambda frame: frame.tag == 0, [*views, memoryview(b"")])
     reader.feed(stream[HEADER_SIZE + cut :])
     assert new == payload
