@@ -68,16 +68,17 @@ class Fabric:
         """A rank says what it called. If that disagrees, break the communicator on every rank."""
         with self._lock:
             verdict = self._calls.report(context, sequence, Report(f"rank {ident}", fingerprint, what))
-        if verdict is not None:
-            for endpoint in self.endpoints:
-                error = CollectiveMismatch(verdict)
-                endpoint.crank.post(partial(endpoint.break_contexts, [context, context + 1], error))
+            if verdict is not None:
+                for endpoint in self.endpoints:
+                    error = CollectiveMismatch(verdict)
+                    endpoint.crank.post(partial(endpoint.break_contexts, [context, context + 1], error))
 
     def ended(self, ident: int, error: PeerLost) -> None:
-        """Tell everybody that a rank has ended."""
-        for endpoint in self.endpoints:
-            if endpoint.ident != ident:
-                endpoint.crank.post(partial(endpoint.peer_ended, ident, error))
+        """Tell everybody that a rank has ended, and of no one's end before the verdict that led to it."""
+        with self._lock:
+            for endpoint in self.endpoints:
+                if endpoint.ident != ident:
+                    endpoint.crank.post(partial(endpoint.peer_ended, ident, error))
 
     def close(self) -> None:
         for endpoint in self.endpoints:

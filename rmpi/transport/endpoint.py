@@ -899,9 +899,11 @@ class Endpoint:
                 SHIELD.leave()
 
     def _say_bye(self, peer: Peer) -> None:
+        """But not where a context was broken: a BYE must not overtake the reason, which the router tells first."""
         link = peer.link
         if link is not None and link.peer != self.ident:
-            self._put(link, Frame(Kind.BYE, self.ident, link.peer))
+            if not self._broken:
+                self._put(link, Frame(Kind.BYE, self.ident, link.peer))
             link.finish()
 
     def _settled(self) -> bool:

@@ -145,7 +145,7 @@ def test_arrays_of_every_dtype(dtype, shape, order):
     got = carry(sent)
     assert type(got) is np.ndarray
     assert (got.dtype, got.shape) == (sent.dtype, sent.shape)
-    assert got.tolist() == sent.tolist()
+    assert repr(got.tolist()) == repr(sent.tolist())  # gaps between fields may differ, and NaNs are not equal
     assert got.flags.f_contiguous == sent.flags.f_contiguous
     assert got.flags.c_contiguous == sent.flags.c_contiguous
     assert got.flags.writeable
