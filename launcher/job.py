@@ -16,6 +16,7 @@ from types import FrameType
 from launcher.screen import Keyboard, Screen, complain
 from launcher.show import Display, Failure, failure_block, ranks_text
 from rmpi.comm.launch import Job, Outcome, Plan, RankFailure
+from rmpi.deadline import now
 from rmpi.places.boot import Booter
 
 TIME_LIMIT = 124
@@ -78,8 +79,11 @@ class Run:
         """
         handled = [number for number in _HANDLED if signal.getsignal(number) is not signal.SIG_IGN]  # as under nohup
         handlers = {number: signal.signal(number, self._on_signal) for number in handled}
+        began = now()
         try:
             outcome = self._job.run(started=self._started)
+            if self._verbose:
+                self.warn(f"the job ended after {now() - began:.1f} s, exit code {outcome.code}")
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
@@ -92,6 +96,10 @@ class Run:
 
     def _started(self) -> None:
         self._clear_progress()
+        if self._verbose:
+            placement = self._plan.placement
+            hosts = ", ".join(dict.fromkeys(host.name for host in placement.hosts))
+            self.warn(f"{placement.size} ranks started on {hosts}")
         if self._timeout is not None:
             self._job.loop.call_later(self._timeout, self._time_is_up)
         self._keyboard.start()

@@ -402,7 +402,7 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
             Option(
                 ("-v", "--verbose"),
                 "verbose",
-                "say what is being done; -vv says more",
+                "say what is being done",
                 value=1,
                 adds=True,
                 start=0,

@@ -298,7 +298,7 @@ class Comm:
         Args:
             value: On the root, anything that can be sent; elsewhere it is ignored.
             root: The rank that has the value.
-            out: An array to receive in place, on ranks other than the root.
+            out: An array to receive in place, on ranks other than the root; the root ignores it.
 
         Returns:
             On the root ``value`` itself, elsewhere a value of one's own, or ``out``.
@@ -326,7 +326,9 @@ class Comm:
             value: Arrays of one shape and dtype on all ranks (combined element by element), or any objects
                 (combined as wholes: ``+`` joins strings and lists). Not modified.
             op: `SUM`, `PROD`, `MIN`, `MAX`, a ufunc of two inputs, or a callable ``op(lower, higher)``. It
-                need not commute; it must be associative up to rounding.
+                need not commute; it must be associative up to rounding, return its result, and leave its
+                operands alone. Arrays follow NumPy's rules: the sum of bools is their *or*, and small
+                integers wrap around; convert first where that is not meant.
             out: On the root, an array for the result; it may be ``value`` itself.
 
         Returns:
@@ -387,7 +389,7 @@ class Comm:
             out: An array to receive in place.
 
         Returns:
-            ``values[rank]``: on the root itself the very item, elsewhere a value of one's own, or ``out``.
+            ``out`` if that was given; else ``values[rank]``: on the root the very item, elsewhere one's own.
 
         Raises:
             UsageError: On the root, ``values`` does not have ``size`` items. Nothing was sent.

@@ -123,11 +123,27 @@ def _check(function: object) -> None:
             f"a reduction combines two values into one, but {_name(function)} takes {function.nin} and "
             f"returns {function.nout}; use a ufunc like numpy.add"
         )
+    instead = _NOT_OPERATORS.get(function) if callable(function) else None
+    if instead is not None:
+        name = _name(function)
+        raise UsageError(f"{name} reduces one array, and does not combine two values; use {instead}")
     if not callable(function):
         raise UsageError(
             "op must be rmpi.SUM, PROD, MIN or MAX, an Operator, a NumPy ufunc of two inputs, or a callable "
             f"of two arguments, not {function!r}"
         )
+
+
+_NOT_OPERATORS: dict[object, str] = {
+    sum: "rmpi.SUM",
+    np.sum: "rmpi.SUM or numpy.add",
+    np.prod: "rmpi.PROD or numpy.multiply",
+    np.min: "rmpi.MIN or numpy.minimum",
+    np.max: "rmpi.MAX or numpy.maximum",
+    np.any: "numpy.logical_or",
+    np.all: "numpy.logical_and",
+}
+"""What comes to mind first, takes two arguments, and means something else: the second is an axis."""
 
 
 def _name(function: object) -> str:

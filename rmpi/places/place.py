@@ -243,7 +243,9 @@ class Place:
         if ended.failed:
             error = RankFailed(ended.rank, ended.host, ended.cause)
         else:
-            error = PeerExited(f"rank {ended.rank} on {ended.host} has ended, and everything it sent was received")
+            error = PeerExited(
+                f"rank {ended.rank} on {ended.host} has ended; nothing more will come from it, and it will take nothing"
+            )
         self.endpoint.peer_ended(ended.endpoint, error)
 
     def _lost_router(self) -> None:

@@ -213,6 +213,7 @@ class Router:
         self._left: set[int] = set()
         self._gone: set[int] = set()  # on the head: places that have ended
         self._pairs: set[frozenset[int]] = set()
+        self._last_words: dict[int, str] = {}  # on the head: how the traceback of a crash ends
         self._calls = CallBook()
 
     def step(self, event: Event) -> list[Action]:
@@ -300,6 +301,7 @@ class Router:
             case Ask(other, context, sequence):
                 return self._to_place(other, WhatCalled(context, sequence))
             case Crashed(kind, text, consequence):
+                self._last_words[endpoint] = text.strip().rpartition("\n")[2]
                 return [RankCrashed(rank, host, kind, text, consequence)]
         raise WireError(f"a place may not say {type(message).__name__}")
 
@@ -316,7 +318,8 @@ class Router:
     def _end(self, endpoint: int, end: End) -> list[Action]:
         self._gone.add(endpoint)
         rank, host = self.book.rank_of[endpoint], self.book.host_of(endpoint)
-        news = Ended(endpoint, rank, host, end.cause, end.failed)
+        cause = self._last_words.get(endpoint, end.cause) if end.failed else end.cause
+        news = Ended(endpoint, rank, host, cause, end.failed)
         return [*self._to_everyone(news), RankEnded(rank, host, end)]
 
     def _lost(self, node: int, reason: str) -> list[Action]:

@@ -129,7 +129,9 @@ def run_ranks(
             errors.append((rank, error))
             fabric.ended(rank, RankFailed(rank, HOST, f"{type(error).__name__}: {error}"))
         else:
-            fabric.ended(rank, PeerExited(f"rank {rank} has ended, and everything it sent was received"))
+            fabric.ended(
+                rank, PeerExited(f"rank {rank} has ended; nothing more will come from it, and it will take nothing")
+            )
 
     threads = [threading.Thread(target=run, args=(rank,), name=f"rank {rank}") for rank in range(size)]
     _run_threads(threads, fabric, timeout)

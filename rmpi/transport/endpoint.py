@@ -846,7 +846,7 @@ class Endpoint:
         return [context for context, known in contexts if known.collective and ident in known.members]
 
     def _exited(self, ident: int) -> PeerExited:
-        return PeerExited(f"{self.name_of(ident)} has ended, and everything it sent was received")
+        return PeerExited(f"{self.name_of(ident)} has ended; nothing more will come from it, and it will take nothing")
 
     def _needs(self, receive: Receive, ident: int) -> bool:
         return receive.source == ident or (receive.source == ANY and self._why_hopeless(receive) is not None)
