@@ -27,7 +27,7 @@ comm = rmpi.init()
 comm.barrier()
 print("up", comm.rank, os.getpid(), os.getppid(), flush=True)
 if len(sys.argv) > 1 and comm.rank == int(sys.argv[2]):
-    sys.stdin.close()
+    print("now", flush=True)
     exec(sys.argv[1])
 comm.barrier()
 comm.recv(source=comm.rank, timeout=60)
@@ -221,7 +221,9 @@ def test_a_failure_on_another_machine_ends_the_job_with_its_code(
     waiting: Any, cluster: Cluster, deed: str, code: int, words: str
 ) -> None:
     job = waiting(deed, "3")
-    status, errors, _ = ended(job, within=2.0)
+    while job.stdout.readline() != "now\n":
+        pass
+    status, errors, _ = ended(job, within=3.0)
     assert status == code, errors
     assert words in errors.strip().splitlines()[-1]
     nothing_left(cluster[0], cluster[1], cluster[2])
