@@ -569,6 +569,21 @@ def test_a_broken_context_ends_also_what_is_on_its_way(join, medium):
     assert (out == 77).all()
 
 
+def test_a_context_that_was_given_up_takes_nothing_from_that_moment_on(join):
+    """Not from the next turn on: what needs no answer would be gone by then."""
+    a, b = join()
+    a.give_up(COLLECTIVE, ChannelClosed("given up"))
+    for call in (
+        lambda: a.begin_call(COLLECTIVE, 0, 1),
+        lambda: a.start_send(1, COLLECTIVE, 0, "small"),
+        lambda: a.start_receive(COLLECTIVE, 1, 0),
+    ):
+        with pytest.raises(ChannelClosed, match="given up"):
+            call()
+    settle(a, b)
+    assert b.start_receive(COLLECTIVE, 0, 0).done is False
+
+
 def test_closing_an_endpoint_wakes_all_who_wait_in_it(join, beside):
     a, _ = join()
     waiting = [beside(received, a, tag) for tag in range(4)]
