@@ -23,6 +23,7 @@ from functools import lru_cache, partial
 from hashlib import blake2b
 from operator import index
 from pathlib import Path
+from threading import get_ident
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
@@ -31,7 +32,7 @@ import numpy as np
 from rmpi.comm import choose
 from rmpi.comm.ops import SUM, Operator, as_operator
 from rmpi.comm.partition import partition
-from rmpi.comm.schedule import Schedule, Send, Step
+from rmpi.comm.schedule import Recv, Schedule, Send, Step
 from rmpi.deadline import Deadline
 from rmpi.errors import ChannelClosed, DeadlineExceeded, RankError, RmpiError, UsageError
 from rmpi.transport.base import Transfer
@@ -39,7 +40,7 @@ from rmpi.transport.endpoint import Endpoint
 from rmpi.transport.interrupts import SHIELD
 from rmpi.transport.matching import ANY, Arrival, Receive
 from rmpi.transport.operation import Operation
-from rmpi.wire.codec import Array
+from rmpi.wire.codec import Array, encode_parts, encode_value
 
 T = TypeVar("T")
 
@@ -55,6 +56,9 @@ REMEMBERED = 64
 PATIENCE = 0.25
 """Seconds in a collective after which a rank reports what it called. Ranks that called different things may
 wait for each other without any frame that could disagree; their reports do."""
+
+LONG_ENOUGH = 0.01
+"""Seconds; a time-out from which on a millisecond more does not matter."""
 
 _PACKAGE = f"{Path(__file__).resolve().parent.parent}/"
 
@@ -141,8 +145,8 @@ class Comm:
         self.rank = self._rank_of[endpoint.ident]
         self.size = len(members)
         self.hosts = tuple(hosts)
-        endpoint.open_context(context, members, collective=False)
-        endpoint.open_context(self._collective, members, collective=True)
+        self._short = endpoint.open_context(context, members, collective=False)
+        self._short_collective = endpoint.open_context(self._collective, members, collective=True)
 
     # ------------------------------------------------------------------------------ point to point
 
@@ -166,6 +170,12 @@ class Comm:
         Whatever is raised, the message arrives whole, once, or not at all. If a signal handler raises out of this
         call (Ctrl-C), it may already have left; a program that goes on and must know numbers its messages.
         """
+        try:
+            if self._short.send(value, dest, tag):
+                return
+        except Exception:
+            encode_value(value)  # if it cannot be pickled, this says so; else it was a signal handler that raised
+            raise
         destination = self._member(dest, "dest")
         tag = _checked_tag(tag)
         try:
@@ -199,6 +209,23 @@ class Comm:
 
         Neither is a message lost when a signal handler raises out of this call: it is the next in line again.
         """
+        short = self._short
+        if timeout is None or _is_long(timeout):
+            try:
+                value = short.recv(source, tag, out)
+                if value is not NotImplemented:
+                    if status is not None:
+                        status.source, status.tag, status.nbytes = short.source, short.tag, short.length
+                    if out is None:
+                        short.given = None  # a plain store: no handler can run between here and the caller
+                    return value
+            except BaseException as error:
+                self._give_back(out, error)
+                raise
+        return self._recv(source, tag, out, timeout, status)
+
+    def _recv(self, source: int, tag: int, out: Array | None, timeout: float | None, status: Status | None) -> Any:
+        """`recv` the long way."""
         asked = ANY if _is(source, ANY_SOURCE) else self._member(source, "source")
         tag = ANY if _is(tag, ANY_TAG) else _checked_tag(tag)
         if out is not None:
@@ -264,6 +291,33 @@ class Comm:
         if shielded:
             SHIELD.leave(self._endpoint.abandon, operations)
         return result
+
+    def _give_back(self, out: Array | None, error: BaseException) -> None:
+        """What came by the short cut, and never got to who asked for it, is the next in line again.
+
+        Raises:
+            Exception: It cannot be unpickled, and is gone. That was the ``error`` then, not a signal handler's.
+        """
+        short = self._short
+        value, short.given = short.given, None
+        if short.thread != get_ident() or (value is None and not short.landed):
+            return
+        encoded = encode_parts(value) if type(value) is list else encode_value(out if short.landed else value)
+        source, tag = short.source, short.tag
+        self._endpoint.put_back(self._context, self._members[source], tag, 0, encoded)
+        if type(value) is list and isinstance(error, Exception):
+            self._try_again(source, tag)
+
+    def _try_again(self, source: int, tag: int) -> None:
+        """Unpickle the next message once more, with handlers deferred. If that succeeds, put it back."""
+        shielded = SHIELD.enter()
+        try:
+            receive = self._endpoint.receive(self._context, self._members[source], tag)
+            self._take(receive, None)
+            self._endpoint.abandon((receive,))
+        finally:
+            if shielded:
+                SHIELD.leave()
 
     def _take(self, receive: Receive, status: Status | None) -> Any:
         arrival = receive.arrival
@@ -430,10 +484,12 @@ class Comm:
             while True:
                 steps = schedule.send(result)
                 alone = not isinstance(steps, tuple)
-                operations = self._start((steps,) if alone else steps, call)  # type: ignore[arg-type]
-                endpoint.wait(operations, deadline, patience)
-                results = [_result(operation) for operation in operations]
-                result = results[0] if alone else results
+                done = self._take_shortcuts((steps,) if alone else steps, call)  # type: ignore[arg-type]
+                left = [operation for operation in done if isinstance(operation, Operation)]
+                if left:
+                    endpoint.wait(left, deadline, patience)
+                    done = [_result(item) if isinstance(item, Operation) else item for item in done]
+                result = done[0] if alone else done
         except StopIteration as finished:
             return finished.value  # type: ignore[no-any-return]
 
@@ -444,15 +500,30 @@ class Comm:
         self._reported = call
         self._keeper.called(self._context, call.sequence, call.fingerprint, str(call))
 
-    def _start(self, steps: tuple[Step, ...], call: Call) -> list[Operation]:
-        operations: list[Operation] = []
+    def _take_shortcuts(self, steps: tuple[Step, ...], call: Call) -> list[Any]:
+        """The results of these steps, in order; in place of one that must be waited for, its operation.
+
+        Sends go first, as far as they can, and receives follow: so nobody waits for what we have not sent. The first
+        receive that has no short cut ends them, because the messages of a pair have an order.
+        """
+        short, quick = self._short_collective, True
+        done: list[Any] = [None] * len(steps)
         try:
-            for step in steps:
-                operations.append(self._start_one(step, call))  # noqa: PERF401 (undone below)
+            for i, step in enumerate(steps):
+                if isinstance(step, Send) and not short.send(step.value, step.peer, call.sequence, call.fingerprint):
+                    done[i] = self._start_one(step, call)
+            for i, step in enumerate(steps):
+                if isinstance(step, Recv):
+                    if quick:
+                        done[i] = short.recv(step.peer, call.sequence, step.out, call.fingerprint)
+                        quick = done[i] is not NotImplemented
+                    if not quick:
+                        done[i] = self._start_one(step, call)
         except BaseException:
-            self._endpoint.abandon(operations)
+            self._endpoint.abandon([item for item in done if isinstance(item, Operation)])
             raise
-        return operations
+        short.given = None
+        return done
 
     def _start_one(self, step: Step, call: Call) -> Transfer | Receive:
         peer = self._members[step.peer]
@@ -519,6 +590,11 @@ class Comm:
         if not 0 <= number < self.size:
             raise RankError(f"{argument}={number}: there are only ranks 0 to {self.size - 1}")
         return self._members[number]
+
+
+def _is_long(timeout: object) -> bool:
+    """Whether that much time allows for the short cut, which does not look at the clock."""
+    return type(timeout) in (int, float) and timeout >= LONG_ENOUGH  # type: ignore[operator]
 
 
 _UNUSABLE = "this communicator cannot be used for collectives any more, because ranks may be in the middle of it"

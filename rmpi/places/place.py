@@ -143,11 +143,12 @@ class Place:
         from rmpi.transport.endpoint import Endpoint
 
         welcome = self.welcome
-        spin = float(os.environ.get("RMPI_SPIN", "0" if welcome.crowded else str(SPIN)))
+        spin = float(os.environ.get("RMPI_SPIN", SPIN))
         endpoint = Endpoint(
             welcome.members[welcome.rank],
             self._connect,
             spin=spin,
+            crowded=welcome.crowded,
             unmatched_limit=welcome.unmatched_limit,
             name_of=self._name_of,
         )
@@ -232,9 +233,11 @@ class Place:
                     self.called(context, sequence, *mine)
 
     def _add_link(self, peer: int, sock: socket.socket) -> None:
-        from rmpi.transport.stream import StreamLink
+        from rmpi.transport.media import link_over
 
-        self.endpoint.add_link(StreamLink(peer, sock, self.endpoint))
+        hosts = self.welcome.hosts
+        neighbours = hosts.count(hosts[self.welcome.rank])
+        self.endpoint.add_link(link_over(sock, self.endpoint.ident, peer, self.endpoint, neighbours))
 
     def _peer_ended(self, ended: Ended) -> None:
         if ended.endpoint == self.endpoint.ident:

@@ -11,6 +11,7 @@ frames to them; nobody else does.
     flush()           push what waits; True when nothing is left
     receive()         what has come, frame by frame; memory for payloads comes from `Sink.lend`
     fileno()          what to sleep on, or -1 for a link that rings its endpoint's doorbell instead
+    hear()            the descriptor is readable
 
 Every medium passes the same tests (`rmpi.testing.conformance`).
 """
@@ -19,10 +20,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from rmpi.transport.operation import Operation
 from rmpi.wire.frames import CHUNK, Buffer, Frame, Kind
+
+if TYPE_CHECKING:
+    from rmpi.transport._ring import Lane
 
 
 class Sink(Protocol):
@@ -155,9 +159,11 @@ class Link(ABC):
         closed: The peer's direction has ended; nothing more will come.
         more: The last `receive` stopped to give others their turn; more may have come already.
         medium: ``"memory"``, ``"unix"``, ``"tcp"``, …
+        lane: The shared memory that must be looked at as well, because no descriptor tells of it.
     """
 
     medium = "none"
+    lane: Lane | None = None
 
     def __init__(self, peer: int) -> None:
         self.peer = peer
@@ -183,6 +189,13 @@ class Link(ABC):
 
     @abstractmethod
     def fileno(self) -> int: ...
+
+    def hear(self) -> None:  # noqa: B027 (most media have nothing to do)
+        """The descriptor is readable; `receive` follows.
+
+        Raises:
+            WireError: As for `receive`.
+        """
 
     @abstractmethod
     def relocate(self, belongs: Callable[[Frame], bool], views: list[memoryview]) -> None:

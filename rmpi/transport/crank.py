@@ -10,9 +10,14 @@ next: while anybody waits, somebody leads or is about to. The state lock is held
 while asleep. `post` is the way in for other threads: it appends and, if the leader sleeps, rings; so does
 an operation of the leader's that another thread brings to its end.
 
+**Shared memory** tells nobody of its news: its lanes are looked at in every turn, and armed before every sleep, so that
+a byte in a socket wakes who sleeps. Spinning over them is one call without the GIL, which gives the processor away
+between two looks where ranks outnumber cores.
+
 **No wake-up is lost.** A leader sets `_asleep` and then looks at the posted work once more; a poster appends
 and then looks at `_asleep`. Under the GIL both see one order of these four steps, so at least one of them
-sees the other. Readiness of descriptors is level-triggered and waits in the epoll.
+sees the other. Lanes are armed in the same place, and `ring.h` argues the same of them. Readiness of descriptors is
+level-triggered and waits in the epoll.
 
 **Signals** that raise are held back while state changes (`interrupts`), and run while a thread sleeps.
 
@@ -26,14 +31,21 @@ import select
 import threading
 from collections import deque
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from rmpi.deadline import Deadline, now
 from rmpi.errors import ChannelClosed
 from rmpi.transport.interrupts import SHIELD
 from rmpi.transport.operation import Operation
 
+if TYPE_CHECKING:
+    from rmpi.transport._ring import Lane
+
 SPIN = 0.001
 """Seconds to look again before going to sleep, where every rank has a core of its own."""
+
+SPIN_SLICE = 50_000
+"""Nanoseconds of looking at shared memory alone, before sockets and other threads have their turn."""
 
 LONGEST_SLEEP = 3600.0
 """Seconds; whoever waits longer goes to sleep again. epoll counts milliseconds in an int."""
@@ -47,15 +59,21 @@ class Crank:
 
     Attributes:
         lock: Held for every change of the endpoint's state.
+        spin: Seconds to look again before sleeping.
+        crowded: Ranks outnumber cores: it spins over shared memory alone, and gives way to others meanwhile.
         after: Called without the lock after a turn, if `attention` is set: for what must not hold it.
     """
 
-    def __init__(self, spin: float = 0.0, after: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, spin: float = 0.0, after: Callable[[], None] = lambda: None, *, crowded: bool = False) -> None:
         self.lock = threading.Lock()
         self.closed = False
         self.attention = False
         self._after = after
-        self._spin = spin
+        self.spin = spin
+        self.crowded = crowded
+        self._lanes: list[Lane] = []
+        self._stirred: dict[Lane, Callable[[], None]] = {}
+        self._rings: Any = None  # the extension, once there is a lane
         self._leading = False
         self._followers: list[threading.Lock] = []
         self._posted: deque[Callable[[], None]] = deque()
@@ -74,6 +92,18 @@ class Crank:
         if self._ready.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
+    def watch(self, lane: Lane, stirred: Callable[[], None]) -> None:
+        """Call ``stirred`` from within a turn whenever ``lane`` can move."""
+        from rmpi.transport import _ring  # whoever has a lane has the extension
+
+        self._rings = _ring
+        self._stirred[lane] = stirred
+        self._lanes = list(self._stirred)
+
+    def unwatch(self, lane: Lane) -> None:
+        self._stirred.pop(lane, None)
+        self._lanes = list(self._stirred)
+
     def want_room(self, fd: int, wanted: bool) -> None:
         """Whether ``ready`` shall also be called when ``fd`` takes more output."""
         if fd in self._ready:
@@ -88,6 +118,10 @@ class Crank:
         """Do what was posted and serve what is ready, without waiting. The lock is held."""
         while self._posted:
             self._posted.popleft()()
+        if self._lanes:
+            for lane in self._rings.stirring(self._lanes):
+                if lane in self._stirred:
+                    self._stirred[lane]()
         for fd, mask in self._epoll.poll(0):
             ready = self._ready.get(fd)
             if ready is not None:
@@ -128,7 +162,7 @@ class Crank:
 
     def _lead(self, operation: Operation, deadline: Deadline) -> bool:
         operation.wake = self._rouse
-        until = now() + self._spin if self._spin else 0.0
+        until = self._spin_until()
         while True:
             with self.lock:
                 if not self.closed:
@@ -138,14 +172,23 @@ class Crank:
                     return True
                 if deadline.passed():
                     return False
-                self._asleep = not (until and now() < until) and not self.attention
-                if self._posted:
-                    self._asleep = False
+                spins = until and now() < until
+                self._asleep = not spins and self._may_sleep()
             if self.attention:
                 self._after()
             elif self._asleep:
                 self._sleep_in_epoll(deadline)
-                until = now() + self._spin if self._spin else 0.0
+                until = self._spin_until()
+            elif self._lanes:
+                self._rings.spin(self._lanes, SPIN_SLICE, self.crowded)
+
+    def _spin_until(self) -> float:
+        return now() + self.spin if self.spin and (self._lanes or not self.crowded) else 0.0
+
+    def _may_sleep(self) -> bool:
+        """Whether nothing is to be done; lanes are armed then. `_asleep` must be set before this is asked."""
+        self._asleep = True
+        return not (self.attention or self._posted or (self._lanes and self._rings.arm_all(self._lanes)))
 
     def _sleep_in_epoll(self, deadline: Deadline) -> None:
         try:
@@ -206,7 +249,7 @@ class Crank:
         try:
             with self.lock:
                 self.turn()
-                self._asleep = not self._posted and not self.attention
+                self._asleep = self._may_sleep()
             if self._asleep:
                 self._sleep_in_epoll(deadline)
         finally:
@@ -222,6 +265,8 @@ class Crank:
         """Nothing can be waited for any more: who waits gets `ChannelClosed`. The lock is held."""
         self.closed = True
         self._ready.clear()
+        self._stirred.clear()
+        self._lanes = []
         if self._leading:
             self._rouse()
         else:

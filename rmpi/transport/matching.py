@@ -165,6 +165,7 @@ class Matching:
     def __init__(self) -> None:
         self.contexts: dict[int, Context] = {}
         self._serial = 0
+        self._earliest = 0
 
     def open(self, context: int, members: frozenset[int], collective: bool) -> Context:
         """Make a context known. Messages may have arrived in it before."""
@@ -219,6 +220,11 @@ class Matching:
         for context in self.contexts.values():
             for queue in context.receives.values():
                 yield from queue
+
+    def before_all(self) -> int:
+        """A serial number for a message that came before all that wait."""
+        self._earliest -= 1
+        return self._earliest
 
     def _next(self) -> int:
         self._serial += 1

@@ -25,6 +25,9 @@ from rmpi.wire.frames import Buffer, Frame, encode
 READS = 32
 """Reads from one link before the others get their turn."""
 
+NOTHING_NOW = -1
+"""Read: no byte, but it is not the end."""
+
 VECTORS = 512
 """Buffers in one system call; Linux takes at most 1024 (IOV_MAX)."""
 
@@ -34,7 +37,8 @@ _SIOCOUTQ = termios.TIOCOUTQ  # tcp(7): bytes in the send queue not yet acknowle
 class StreamLink(Link):
     """A link over a connected stream socket, which it owns from now on."""
 
-    def __init__(self, peer: int, sock: socket.socket, sink: Sink) -> None:
+    def __init__(self, peer: int, sock: socket.socket, sink: Sink, *, ahead: bool = True) -> None:
+        """Use a connected socket; for ``ahead`` see `FrameDecoder`."""
         super().__init__(peer)
         self.medium = "unix" if sock.family == socket.AF_UNIX else "tcp"
         sock.setblocking(False)
@@ -42,7 +46,7 @@ class StreamLink(Link):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = sock
         self._fd = sock.fileno()
-        self._decoder = FrameDecoder(sink.lend)
+        self._decoder = FrameDecoder(sink.lend, ahead=ahead)
         self._pending: deque[Buffer] = deque()  # bytes that must go next, in this order
         self._streams: deque[Transfer] = deque()
         self._leaving: Transfer | None = None  # whose last chunk is among `_pending`
@@ -122,12 +126,9 @@ class StreamLink(Link):
         self.more = False
         for _ in range(READS):
             view = self._decoder.writable()
-            try:
-                count = self._socket.recv_into(view)
-            except BlockingIOError:
+            count = self._read(view)
+            if count == NOTHING_NOW:
                 return
-            except OSError:
-                count = 0
             if not count:
                 self.closed = True
                 return
@@ -135,6 +136,15 @@ class StreamLink(Link):
             if count < view.nbytes:
                 return
         self.more = True
+
+    def _read(self, view: memoryview) -> int:
+        """Bytes that were there, up to the length of ``view``; 0 at the end, `NOTHING_NOW` before it."""
+        try:
+            return self._socket.recv_into(view)
+        except BlockingIOError:
+            return NOTHING_NOW
+        except OSError:
+            return 0
 
     def fileno(self) -> int:
         return self._fd

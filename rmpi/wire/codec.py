@@ -141,9 +141,14 @@ def _encode_object(value: object) -> Encoded:
             f"a {type(value).__qualname__} cannot be sent, because it cannot be pickled: {error}. Send data "
             "(numbers, text, containers, arrays, instances of importable classes), not live objects"
         ) from error
-    lengths = [len(stream), *(buffer.nbytes for buffer in buffers)]
+    return encode_parts([stream, *buffers])
+
+
+def encode_parts(parts: Sequence[Buffer]) -> Encoded:
+    """How a pickle travels, given it and its buffers."""
+    lengths = [memoryview(part).nbytes for part in parts]
     metadata = b"p" + struct.pack(f"<{len(lengths)}Q", *lengths)
-    return Encoded(metadata, (stream, *buffers), sum(lengths))
+    return Encoded(metadata, parts, sum(lengths))
 
 
 _ENCODERS: dict[type, Any] = {
@@ -217,6 +222,12 @@ def _survives(dtype: np.dtype[Any], form: bytes, text: bytes) -> bool:
 
 def _unseen_by_equality(dtype: np.dtype[Any]) -> tuple[int, bool, type]:
     return dtype.itemsize, dtype.isalignedstruct, dtype.type
+
+
+def describe_array(array: Array) -> bytes | None:
+    """The metadata with which an array travels as raw memory, if it lies contiguous in memory; else None."""
+    order = b"C" if array.flags.c_contiguous else b"F" if array.flags.f_contiguous else b""
+    return _describe(array.dtype, array.shape, order) if order else None
 
 
 # ---------------------------------------------------------------------------------------------- decode
@@ -335,6 +346,15 @@ def _segment_lengths(metadata: bytes, length: int) -> tuple[int, ...]:
     if sum(lengths) != length:
         raise WireError(f"object of {sum(lengths)} bytes announced with {length}")
     return lengths
+
+
+def new_array(metadata: bytes) -> Array | None:
+    """An array such as ``metadata`` announces, its elements not set; None if that cannot be."""
+    try:
+        layout = array_layout(metadata)
+        return _new_array(layout) if layout is not None else None
+    except (WireError, MemoryError):
+        return None
 
 
 def _open_array(layout: ArrayLayout, out: Array | None) -> Landing:

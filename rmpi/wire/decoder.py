@@ -9,6 +9,9 @@ Two modes. Between small frames it lends a staging buffer, so that one read brin
 that came along is copied out. After a large payload it lends exactly one header, so that the next payload
 of the same transfer is never read into staging. `staged` counts the payload bytes that were copied.
 
+Told not to read ahead, it always lends exactly what the frame at hand still needs: then whatever lies beyond a frame
+is still where it came from, for somebody else to read.
+
 Frames are handed out one at a time, and memory for a frame is not asked for before the one in front of it
 was handed out: whoever matches messages sees them in the order in which they were sent, whether they have a
 payload or not.
@@ -41,16 +44,18 @@ class FrameDecoder:
 
     Args:
         lend: Where the payload of a frame shall go. It may raise `WireError` to refuse the frame.
+        ahead: Whether bytes of later frames may be asked for together with those of the present one.
 
     Raises `WireError` from `wrote` for anything that is not a stream of frames; it is unusable then.
     """
 
-    def __init__(self, lend: Lend) -> None:
+    def __init__(self, lend: Lend, *, ahead: bool = True) -> None:
         self._lend = lend
+        self._ahead = ahead
         self._staging = memoryview(bytearray(STAGING))
         self._start = 0  # of what is staged and not yet parsed
         self._end = 0
-        self._want = 0  # bytes missing before the staged start of a frame can be parsed; 0: as many as come
+        self._want = 0 if ahead else HEADER_SIZE  # bytes missing to parse what is staged; 0: as many as come
         self._frame: Frame | None = None  # whose payload is being filled
         self._views: list[memoryview] = []  # what is left of its memory, last piece first
         self.staged = 0
@@ -107,7 +112,7 @@ class FrameDecoder:
     def _finish(self) -> Frame:
         frame, self._frame = self._frame, None
         assert frame is not None
-        self._want = HEADER_SIZE if frame.length >= LARGE else 0
+        self._want = HEADER_SIZE if frame.length >= LARGE or not self._ahead else 0
         return frame
 
     def _parse(self) -> Iterator[Frame]:
@@ -115,7 +120,7 @@ class FrameDecoder:
         while not self._views:
             have = self._end - self._start
             if have < HEADER_SIZE:
-                self._want = HEADER_SIZE - have if exactly and have else 0
+                self._want = HEADER_SIZE - have if (exactly and have) or not self._ahead else 0
                 break
             frame, metadata = decode_header(self._staging, self._start)
             body = self._start + HEADER_SIZE

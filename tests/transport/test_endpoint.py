@@ -235,7 +235,7 @@ def test_a_large_array_is_neither_copied_nor_staged(join, beside, monkeypatch):
     assert np.array_equal(out, sent)
     assert given["array"] == sent.nbytes
     assert given["other"] < 100 * (sent.nbytes // CHUNK + 10)  # headers
-    (link,) = b._peers[0].links
+    (link,) = b._peers.known[0].links
     assert link.staged <= 64 << 10
 
 

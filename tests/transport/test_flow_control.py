@@ -6,7 +6,7 @@ from joined import CONTEXT, MEDIA, move, settle
 
 from rmpi.deadline import Deadline
 from rmpi.errors import DeadlineExceeded
-from rmpi.transport.endpoint import CREDIT, FRAME_COST
+from rmpi.transport.peers import CREDIT, FRAME_COST
 from rmpi.wire.frames import EAGER_LIMIT
 
 LIMIT = 1 << 20
@@ -46,7 +46,7 @@ def message(number, size):
 
 def held(b):
     """Bytes of messages that nobody has asked for, at the receiving end."""
-    arrivals = [one for queue in b._matching.contexts[CONTEXT].arrivals.values() for one in queue]
+    arrivals = [one for queue in b._incoming.matching.contexts[CONTEXT].arrivals.values() for one in queue]
     return sum(one.length + FRAME_COST for one in arrivals)
 
 
@@ -59,12 +59,12 @@ def test_a_flood_is_bounded_at_both_ends_and_drains_in_order(join, medium, size)
     assert count == (CREDIT // cost if size <= EAGER_LIMIT else 0) + LIMIT // cost
     settle(a, b)
     assert held(b) == count * cost
-    for link in a._peers[1].links:
+    for link in a._peers.known[1].links:
         assert link.flush()  # nothing waits in the sender
     for number in range(count):
         assert np.array_equal(b.receive(CONTEXT, 0, 0, deadline=SOON).take(), message(number, size))
     assert held(b) == 0
-    assert b._unmatched == 0
+    assert b._incoming.unmatched == 0
 
 
 @every_medium
@@ -113,7 +113,7 @@ def test_a_sender_whose_receiver_is_not_in_the_library_keeps_little(join, medium
     a, b = join(medium)
     count = exhaust(a, 1)
     if medium != "memory":
-        (link,) = a._peers[1].links
+        (link,) = a._peers.known[1].links
         assert sum(map(len, link._pending)) <= CREDIT
     receives = [b.start_receive(CONTEXT, 0, 0) for _ in range(count)]
     move(a, b, *receives)

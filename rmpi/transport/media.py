@@ -1,0 +1,46 @@
+"""Which links can be made here, and which one joins two places.
+
+Two places of one node get the ends of a unix socket from their router. Where the extension was built, that socket
+becomes the life line of two rings in shared memory; where it was not, it carries the frames itself. Both sides must
+choose alike. They do, because they run on the same machine with the same installation and environment.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from functools import cache
+
+from rmpi.transport.base import Sink
+from rmpi.transport.stream import StreamLink
+
+SWITCH = "RMPI_SHM"
+"""Set to 0, it makes places of one machine talk over unix sockets."""
+
+
+@cache
+def why_no_shm() -> str | None:
+    """Why there is no shared memory between places of this machine; None if there is."""
+    if os.environ.get(SWITCH, "1") == "0":
+        return f"{SWITCH}=0 says not to use it"
+    if sys.byteorder != "little":
+        return "this processor is big-endian"
+    try:
+        from rmpi.transport import _ring  # noqa: F401
+    except ImportError as error:
+        return f"the extension was not built ({error}); with a C compiler installed, reinstall rmpi"
+    return None
+
+
+def link_over(sock: socket.socket, ident: int, peer: int, sink: Sink, neighbours: int) -> StreamLink:
+    """The best link that a connected socket from the router can become.
+
+    Args:
+        neighbours: Ranks on this machine, with whom memory for rings is shared.
+    """
+    if sock.family != socket.AF_UNIX or why_no_shm() is not None:
+        return StreamLink(peer, sock, sink)
+    from rmpi.transport.shm import ShmLink
+
+    return ShmLink(peer, sock, sink, ident, neighbours)

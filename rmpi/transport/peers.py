@@ -1,0 +1,253 @@
+"""The other endpoints, and the links to them: where frames leave, and where they come in.
+
+A peer is known from the moment somebody names it. Frames for it leave on one link, the first that stands, so
+they keep their order; until then they wait here, and a link is asked for once. What comes over any link goes
+to the handler of its kind. Nothing here looks into a frame beyond its kind and destination.
+
+Two ends may dial each other at once, so a peer may have several links. We send on one and hear on all; only
+when the last of them has ended is the peer *silent*: nothing that it sent is missing any more.
+
+`Peer` also keeps the books that both halves of the protocol share (`incoming`, `outgoing`): one row per peer.
+
+Everything here happens *within progress*, the lock of the crank held, but for `Peers.notify`.
+"""
+
+from __future__ import annotations
+
+import copy
+import select
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Protocol
+
+from rmpi.errors import PeerLost, WireError
+from rmpi.transport.base import Link, Sink, Transfer
+from rmpi.transport.crank import Crank
+from rmpi.transport.matching import Arrival
+from rmpi.transport.memory import MemoryLink
+from rmpi.wire.frames import Frame, Kind
+
+CREDIT = 1 << 20
+"""Bytes of eager messages that one peer may have unmatched here; beyond, it offers instead."""
+
+FRAME_COST = 512
+"""Bytes that any unmatched message counts for beyond its payload: about what it costs us to remember it."""
+
+Connect = Callable[[int], None]
+"""Called, the lock held, when a link to a peer is wanted; somebody then posts `Endpoint.add_link`."""
+
+Handler = Callable[[Link, Frame], None]
+"""Takes one kind of frame; raises `WireError` if the peer cannot have meant it."""
+
+
+class Account(Protocol):
+    """Credit between two endpoints. Of a link over shared memory its `Lane`, so that ports can read and write it.
+
+    Attributes:
+        credit: Bytes of eager messages that the peer will take unasked.
+        owed: Bytes of its that were consumed, whose credit has not been given back.
+        quick: Messages may take the short cut.
+    """
+
+    credit: int
+    owed: int
+    quick: bool
+
+
+class _Account:
+    __slots__ = ("credit", "owed", "quick")
+
+    def __init__(self) -> None:
+        self.credit = CREDIT
+        self.owed = 0
+        self.quick = False
+
+
+class Peer:
+    """What an endpoint knows of another one."""
+
+    __slots__ = (
+        "account",
+        "bye",
+        "ended",
+        "link",
+        "links",
+        "receiving",
+        "sending",
+        "waiting",
+        "wanted",
+    )
+
+    def __init__(self) -> None:
+        self.link: Link | None = None  # the one we send on: the first that stood
+        self.links: list[Link] = []  # those that may still bring something
+        self.wanted = False
+        self.waiting: list[Frame] = []  # for a link to stand
+        self.account: Account = _Account()
+        self.sending: dict[int, Transfer] = {}  # offered, or on their way
+        self.receiving: dict[int, Arrival] = {}  # offered to us, not yet complete
+        self.bye = False
+        self.ended: PeerLost | None = None
+
+    def open_account(self, account: Account) -> None:
+        """Keep the books in ``account`` from now on."""
+        account.credit = self.account.credit
+        account.owed = self.account.owed
+        self.account = account
+
+    def all_links(self) -> list[Link]:
+        """Each once, also the one that we only send on."""
+        spare = [] if self.link is None or self.link in self.links else [self.link]
+        return [*self.links, *spare]
+
+
+class Verdict(Protocol):
+    """Whoever decides what the end of a link means."""
+
+    def end_peer(self, ident: int, error: PeerLost) -> None:
+        """What comes from that peer is of no use."""
+
+    def silent(self, ident: int) -> None:
+        """The last link of that peer has ended; everything before its end was handled."""
+
+
+class Peers:
+    """The peers of one endpoint, by number. `listen` is called once, before anything else."""
+
+    _sink: Sink
+    _handlers: Mapping[Kind, Handler]
+    _verdict: Verdict
+
+    def __init__(self, ident: int, name_of: Callable[[int], str], crank: Crank, connect: Connect) -> None:
+        self.known: dict[int, Peer] = {}
+        self._ident = ident
+        self._name_of = name_of
+        self._crank = crank
+        self._connect = connect
+
+    def listen(self, sink: Sink, handlers: Mapping[Kind, Handler], verdict: Verdict) -> None:
+        """Say who lends memory for the link to oneself, who takes the frames, and who hears of ends."""
+        self._sink = sink
+        self._handlers = handlers
+        self._verdict = verdict
+
+    def peer(self, ident: int) -> Peer:
+        peer = self.known.get(ident)
+        if peer is None:
+            peer = self.known[ident] = Peer()
+            if ident == self._ident:
+                self.add_link(MemoryLink.loop(ident, self._sink, self.notify))
+        return peer
+
+    def add_link(self, link: Link) -> None:
+        """Use a link from now on."""
+        peer = self.peer(link.peer)
+        peer.links.append(link)
+        if link.fileno() >= 0:
+            self._crank.register(link.fileno(), partial(self._stir, link))
+        if link.lane is not None:
+            self._crank.watch(link.lane, partial(self._look, link))
+        if peer.link is None:
+            peer.link = link
+            if link.lane is not None:
+                peer.open_account(link.lane)
+            waiting, peer.waiting = peer.waiting, []
+            for frame in waiting:
+                self.put(link, frame)
+
+    def notify(self, link: MemoryLink) -> None:
+        """A memory link has something to receive, or room. From any thread."""
+        self._crank.post(partial(self._stir, link, select.EPOLLIN | select.EPOLLOUT))
+
+    # ------------------------------------------------------------------------------------ out
+
+    def dispatch(self, peer: Peer, frame: Frame) -> None:
+        """Send a small frame to ``peer``, its destination, now or as soon as a link stands."""
+        if peer.link is not None:
+            self.put(peer.link, frame)
+            return
+        frame.segments = [bytes(segment) for segment in frame.segments]
+        peer.waiting.append(frame)
+        if not peer.wanted:
+            peer.wanted = True
+            self._connect(frame.destination)
+
+    def put(self, link: Link, frame: Frame) -> None:
+        link.send(frame)
+        self.push(link)
+
+    def push(self, link: Link) -> None:
+        """Let go what waits in a link, now and whenever it has room."""
+        if not link.flush() and link.lane is None:
+            self._crank.want_room(link.fileno(), True)
+
+    # ------------------------------------------------------------------------------------ in
+
+    def _stir(self, link: Link, mask: int) -> None:
+        """A link can move."""
+        if mask & select.EPOLLOUT and link.flush():
+            self._crank.want_room(link.fileno(), False)
+        if mask & ~select.EPOLLOUT:
+            self._serve(link, heard=True)
+
+    def _look(self, link: Link) -> None:
+        """Shared memory can move."""
+        link.flush()
+        self._serve(link)
+
+    def _serve(self, link: Link, *, heard: bool = False) -> None:
+        """Take what has come over a link; ``heard``: its descriptor is readable."""
+        try:
+            if heard:
+                link.hear()
+            for frame in link.receive():
+                self._handle(link, frame)
+        except WireError as error:
+            self._drop(link)
+            link.close()
+            lost = PeerLost(f"the link to {self._name_of(link.peer)} broke: {error}")
+            self._verdict.end_peer(link.peer, lost)
+            return
+        if link.closed:
+            self._drop(link)
+
+    def _handle(self, link: Link, frame: Frame) -> None:
+        if frame.destination != self._ident:
+            raise WireError(f"misdirected frame: {frame} came to {self._ident:#x}")
+        handler = self._handlers.get(frame.kind)
+        if handler is None:
+            raise WireError(f"no place has a use for {frame}")
+        handler(link, frame)
+
+    def drain(self, peer: Peer) -> None:
+        """Take all that has come from a peer, however much it is."""
+        for link in list(peer.links):
+            self._serve(link)
+            while link.more and not link.closed:
+                self._serve(link)
+
+    # ------------------------------------------------------------------------------------ the end of links
+
+    def _drop(self, link: Link) -> None:
+        """The peer will send nothing more over this link."""
+        self._crank.unregister(link.fileno())
+        peer = self.peer(link.peer)
+        if link in peer.links:
+            peer.links.remove(link)
+        if link is not peer.link:
+            if link.lane is not None:
+                self._crank.unwatch(link.lane)
+            link.close()  # a second connection: we never send on it
+        if not peer.links:
+            self._verdict.silent(link.peer)
+
+    def close(self) -> None:
+        """Drop all links at once."""
+        for peer in self.known.values():
+            for link in peer.all_links():
+                link.close()
+
+
+def fresh(error: BaseException) -> BaseException:
+    """A copy to raise: several callers may get the same error, each with a traceback of its own."""
+    return copy.copy(error).with_traceback(None)
