@@ -7,24 +7,27 @@ before anything is started: options, hostfile, program, placement, in this order
 from __future__ import annotations
 
 import os
-import platform
-import shlex
-import shutil
 import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from launcher.ending import EndedByUser, raising
 from launcher.options import Options, help_text, parse
 from launcher.program import Program, find_program
 from launcher.screen import complain, to_nowhere
 from rmpi import __version__
 from rmpi.comm.placement import Placement, place
 from rmpi.errors import LaunchError
-from rmpi.places.boot import Booter
 from rmpi.places.hosts import HostSpec, decode_hostfile, is_local, parse_host_list, parse_hostfile
+from rmpi.places.ignition import Ignition
+
+if TYPE_CHECKING:
+    from rmpi.places.boot import Booter
 
 HERE = HostSpec("localhost")
 
@@ -75,7 +78,11 @@ def _run(options: Options) -> int:
     if options.action == "help":
         return _show(help_text())
     if options.action == "version":
+        import platform
+
         return _show(f"rmpi {__version__} (Python {platform.python_version()})")
+    if options.action == "info":
+        return _inform(options)
     hosts = _hosts(options)
     directory = _directory(options, hosts)
     program = find_program(
@@ -85,10 +92,29 @@ def _run(options: Options) -> int:
         cwd=directory,
         path=os.environ.get("PATH", os.defpath),
     )
+    if options.preload and not program.is_python:
+        raise LaunchError(f"--preload is for Python programs, and {program.typed} is a command", status=2)
     placement = _placement(options, hosts)
     if options.dry_run:
         return _show(_plan_text(options, program, placement, directory))
     return _start(options, program, placement, directory)
+
+
+def _inform(options: Options) -> int:
+    """Versions and this machine; with -v and hosts or ranks, also by what medium they reach each other."""
+    from launcher.info import info_text
+
+    code = _show(info_text())
+    asked = (options.hosts, options.hostfile, options.ranks, options.ppn)
+    if code or not options.verbose or all(each is None for each in asked):
+        return code
+    hosts = _hosts(options)
+    return _start(
+        replace(options, verbose=0),
+        Program("module", "rmpi.comm.survey", "-m", ()),
+        _placement(options, hosts),
+        _directory(options, hosts),
+    )
 
 
 def _show(text: str) -> int:
@@ -146,6 +172,8 @@ def _placement(options: Options, hosts: Sequence[HostSpec]) -> Placement:
 
 def _plan_text(options: Options, program: Program, placement: Placement, directory: str) -> str:
     """What ``--dry-run`` prints."""
+    import shlex
+
     runs = shlex.join(
         [options.python or sys.executable, *_python_words(program)] if program.is_python else program.argv
     )
@@ -169,48 +197,101 @@ def _python_words(program: Program) -> list[str]:
 
 
 def _start(options: Options, program: Program, placement: Placement, directory: str) -> int:
-    from launcher.job import EndedByUser, Run
-    from rmpi.comm.launch import Plan
-
+    """Run the job. This machine's spawner, which takes longest, begins before the rest of us is imported."""
     for name in OURS:
         os.environ.pop(name, None)
-    tag = options.tag_output if options.tag_output is not None else placement.size > 1 and os.isatty(1)
+    environment = {**_terminal(), **dict(options.environment)}
+    python = _local_python(options)
+    ignition = None
+    try:
+        with raising():
+            ignition = _ignite(options, program, placement, python, environment, directory)
+            return _run_job(options, program, placement, directory, environment, python, ignition)
+    except EndedByUser as ended:
+        complain(f"rmpi-run: ended by {ended} while the job was starting\n")
+        return ended.code
+    finally:
+        if ignition is not None:
+            ignition.put_out()
+
+
+def _ignite(
+    options: Options,
+    program: Program,
+    placement: Placement,
+    python: str,
+    environment: Mapping[str, str],
+    directory: str,
+) -> Ignition | None:
+    """Start this machine's spawner; None if there is to be none, or if it fails, as it then will once more."""
+    own = _own_names()
+    ranks = sum(len(placement.ranks_on(i)) for i, host in enumerate(placement.hosts) if is_local(host, own))
+    if not ranks:
+        return None
+    try:
+        return Ignition(
+            python,
+            {**os.environ, **environment},
+            directory,
+            ranks,
+            kind=program.kind,
+            target=program.target,
+            fork=options.fork,
+            preload=options.preload,
+        )
+    except LaunchError:
+        return None
+
+
+def _run_job(
+    options: Options,
+    program: Program,
+    placement: Placement,
+    directory: str,
+    environment: dict[str, str],
+    python: str,
+    ignition: Ignition | None,
+) -> int:
+    from launcher.job import Run
+    from rmpi.comm.launch import Plan
+
     plan = Plan(
         placement=placement,
         kind=program.kind,
         target=program.target,
         argv=tuple(program.argv),
         directory=directory,
-        environment={**_terminal(), **dict(options.environment)},
+        environment=environment,
         passed_on=passed_on(os.environ),
         pythons=_pythons(options),
-        python=_local_python(options),
+        python=python,
         start_timeout=options.start_timeout,
         kill_grace=options.kill_grace,
+        fork=options.fork,
+        preload=options.preload,
     )
     run = Run(
         plan,
         _booter(options),
         _own_names(),
-        tag=tag,
+        tag=options.tag_output if options.tag_output is not None else placement.size > 1 and os.isatty(1),
         timeout=options.timeout,
         quiet=options.quiet,
         verbose=options.verbose,
+        ignition=ignition,
     )
     for warning in placement.warnings if options.oversubscribe is None else ():
         run.warn(warning)
-    try:
-        return run.run()
-    except EndedByUser as ended:
-        complain(f"rmpi-run: ended by {ended} while the job was starting\n")
-        return ended.code
+    return run.run()
 
 
 def _terminal() -> dict[str, str]:
     """How ranks know that the launcher's standard output is a terminal, and how large it is."""
     if not os.isatty(1):
         return {}
-    size = shutil.get_terminal_size()
+    from shutil import get_terminal_size  # late: few start from a terminal, and each start counts
+
+    size = get_terminal_size()
     return {"RMPI_TERMINAL": f"{size.columns}x{size.lines}"}
 
 
@@ -234,7 +315,9 @@ def _pythons(options: Options) -> tuple[str, ...]:
 def _local_python(options: Options) -> str:
     if options.python is None:
         return sys.executable
-    found = shutil.which(os.path.expanduser(options.python))  # noqa: PTH111 (a Path forgets the ./ of ./python)
+    from shutil import which
+
+    found = which(os.path.expanduser(options.python))  # noqa: PTH111 (a Path forgets the ./ of ./python)
     if found is None:
         raise LaunchError(f"--python {options.python}: there is no such interpreter on this machine")
     return str(Path(found).absolute())

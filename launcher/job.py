@@ -13,11 +13,13 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from types import FrameType
 
+from launcher.ending import ENDING, EndedByUser, handled
 from launcher.screen import Keyboard, Screen, complain
 from launcher.show import Display, Failure, failure_block, ranks_text
 from rmpi.comm.launch import Job, Outcome, Plan, RankFailure
 from rmpi.deadline import now
 from rmpi.places.boot import Booter
+from rmpi.places.ignition import Ignition
 
 TIME_LIMIT = 124
 """Exit code when the job took longer than ``--timeout``; that of timeout(1)."""
@@ -43,6 +45,7 @@ class Run:
         tag: Whether lines are labelled with their rank.
         timeout: Seconds the job may take once its ranks have started; None for no limit.
         quiet: Whether to keep warnings to oneself.
+        ignition: This machine's spawner, if it was started already, for just this plan.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Run:
         timeout: float | None,
         quiet: bool,
         verbose: int,
+        ignition: Ignition | None = None,
     ) -> None:
         self._plan = plan
         self._timeout = timeout
@@ -65,7 +69,7 @@ class Run:
         self._display = Display(
             tag=tag, hosts=hosts, terminal=self._terminal, width=_width(), alone=plan.placement.size == 1 and not tag
         )
-        self._job = Job(plan, self, booter, own_names)
+        self._job = Job(plan, self, booter, own_names, ignition)
         self._screen = Screen(lambda error: self._job.loop.post(partial(self._nobody_reads, error)))
         self._keyboard = Keyboard(lambda data: self._job.loop.post(partial(self._job.feed, data)))
         self._interrupts = 0
@@ -77,8 +81,7 @@ class Run:
         Raises:
             LaunchError: It could not be started.
         """
-        handled = [number for number in _HANDLED if signal.getsignal(number) is not signal.SIG_IGN]  # as under nohup
-        handlers = {number: signal.signal(number, self._on_signal) for number in handled}
+        handlers = {number: signal.signal(number, self._on_signal) for number in filter(handled, _HANDLED)}
         began = now()
         try:
             outcome = self._job.run(started=self._started)
@@ -108,7 +111,7 @@ class Run:
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         """In the main thread, between two steps of the loop: only post."""
-        if not self._job.running and number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if not self._job.running and number in ENDING:
             raise EndedByUser(number)
         self._job.loop.post(partial(self._act_on, number))
 
@@ -166,6 +169,10 @@ class Run:
             self._clear_progress()
             self._write(self._display.say(f"rmpi-run: {text}\n".encode()))
 
+    def note(self, text: str) -> None:
+        if self._verbose:
+            self.warn(text)
+
     def progress(self, text: str) -> None:
         if os.isatty(2) and not self._quiet:
             self._progress_shown = True
@@ -203,15 +210,7 @@ class Run:
         return f"{block}rmpi-run: {outcome.reason}\n"
 
 
-class EndedByUser(BaseException):
-    """A signal while the job was starting."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.code = 128 + number
-
-
-_HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP, *PASSED_ON)
+_HANDLED = (*ENDING, signal.SIGTSTP, *PASSED_ON)
 
 
 def _unwritable(error: OSError) -> tuple[int, str]:

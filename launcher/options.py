@@ -35,7 +35,7 @@ class Options:
     """What the command line asked for. None means: not given, the one who acts on it decides.
 
     Attributes:
-        action: ``"run"``; or ``"help"`` or ``"version"``, and then nothing else is meant.
+        action: ``"run"``; or ``"help"`` or ``"version"``, and nothing else is meant; or ``"info"``, of no program.
         words: The program and its arguments; with ``module`` or ``code``, the arguments alone.
         module: Of ``-m``; never together with ``code``, nor either with a program in ``words``.
         code: Of ``-c``.
@@ -47,6 +47,8 @@ class Options:
         environment: Names and values for the ranks, in order; of a name given twice the later holds.
         wdir: The directory ranks start in, as typed.
         python: The interpreter of the ranks, as typed.
+        preload: Modules to import once on each host, before ranks are forked.
+        fork: Whether ranks may be forked from an interpreter that has imported what they need.
         timeout: Seconds the job may take; None is no limit.
         start_timeout: Seconds until every rank must have started.
         kill_grace: Seconds between asking ranks to end and killing them; 0 kills at once.
@@ -57,7 +59,7 @@ class Options:
         verbose: How many times ``-v`` was given; 0 if ``quiet``.
     """
 
-    action: Literal["run", "help", "version"] = "run"
+    action: Literal["run", "help", "version", "info"] = "run"
     words: tuple[str, ...] = ()
     module: str | None = None
     code: str | None = None
@@ -69,6 +71,8 @@ class Options:
     environment: tuple[tuple[str, str], ...] = ()
     wdir: str | None = None
     python: str | None = None
+    preload: tuple[str, ...] = ()
+    fork: bool = True
     timeout: float | None = None
     start_timeout: float = 60.0
     kill_grace: float = 5.0
@@ -88,7 +92,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Options:
         argv: The command line without its first word.
         environ: The launcher's environment: for ``-x NAME``, and ``RMPI_HOSTFILE`` where no host is given.
 
-    Of an option given twice the last one counts; ``-x`` and ``-v`` add up.
+    Of an option given twice the last one counts; ``-x``, ``--preload`` and ``-v`` add up.
 
     Raises:
         LaunchError: With status 2. Its text names the option and the value, and shows a good value.
@@ -102,7 +106,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Options:
             break
         name, option, attached = _recognise(word)
         value = _value(name, option, attached, words)
-        if option.field == "action":
+        if value in ("help", "version") and option.field == "action":
             return Options(action=value)
         given[option.field] = given.get(option.field, option.start) + value if option.adds else value
         typed[option.field] = name
@@ -166,6 +170,13 @@ def _policy(word: str) -> str:
     if word not in ("strict", "accept-new", "off"):
         raise ValueError("is not one of strict, accept-new, off")
     return word
+
+
+def _modules(word: str) -> tuple[str, ...]:
+    names = tuple(word.split(","))
+    if not all(part.isidentifier() for name in names for part in name.split(".")):
+        raise ValueError("is not a list of modules")
+    return names
 
 
 def _export(word: str) -> tuple[str, ...]:
@@ -330,6 +341,22 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
                 example="/opt/py/bin/python",
             ),
             Option(
+                ("--preload",),
+                "preload",
+                "modules to import once on each host, for all its ranks; with NumPy, which always is",
+                ("A,B",),
+                _modules,
+                "pandas,scipy.linalg",
+                adds=True,
+                start=(),
+            ),
+            Option(
+                ("--no-fork",),
+                "fork",
+                "start an interpreter for each rank, which takes longer, instead of forking one",
+                value=False,
+            ),
+            Option(
                 ("-D", "--wdir", "-wdir", "--wd", "--chdir"),
                 "wdir",
                 "the directory to start in (default: this one)",
@@ -441,6 +468,12 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
         "About",
         (
             Option(("-h", "--help"), "action", "show this and exit", value="help"),
+            Option(
+                ("--info",),
+                "action",
+                "show versions, this machine and its links; with -v and hosts, also what joins them",
+                value="info",
+            ),
             Option(("-V", "--version"), "action", "show the version and exit", value="version"),
         ),
     ),
@@ -506,7 +539,9 @@ def _refuse_conflicts(typed: Mapping[str, str]) -> None:
 
 
 def _require_program(typed: Mapping[str, str], words: Sequence[str]) -> None:
-    if "module" in typed or "code" in typed:
+    if "action" in typed and (words or "module" in typed or "code" in typed):
+        raise _usage(f"{typed['action']} runs no program (write: rmpi-run --info -v -H node1,node2)")
+    if "module" in typed or "code" in typed or "action" in typed:
         return
     if not words:
         raise _usage(f"no program given (for example: rmpi-run -n 4 kmeans.py)\n{USAGE}")
@@ -557,7 +592,7 @@ _EXAMPLES = """\
 _EXITS = """\
 Options end at PROGRAM; all that follows is the program's own. -- ends them too.
 PROGRAM is a script, a directory or zip file with a __main__.py, or a command.
-An option given twice: the last one counts (-x and -v add up).
+An option given twice: the last one counts (-x, --preload, -v add up).
 
 Exit status: that of the rank that failed first; 128 + N if signal N ended it;
 70 if it left without finishing; 124 out of time; 125 rmpi-run itself failed;

@@ -155,7 +155,7 @@ def test_between_machines_links_are_tcp_and_within_one_they_are_unix(cluster: Cl
         "import rmpi\ncomm = rmpi.init()\ncomm.allgather(comm.rank)\n"
         "for r in range(comm.size): comm.sendrecv(0, (comm.rank + r) % 4, (comm.rank - r) % 4)\n"
         "media = comm._endpoint.media()\n"
-        "print(comm.rank, {comm.rank_of(e): m for e, m in sorted(media.items())})"
+        "print(comm.rank, {comm._members.index(e): m for e, m in sorted(media.items())})"
     )
     job = run(cluster, "-f", hostfile, "-c", code)
     assert "2 {0: 'tcp', 1: 'tcp', 2: 'memory', 3: 'unix'}" in job.stdout, job.stdout + job.stderr

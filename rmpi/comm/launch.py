@@ -31,6 +31,7 @@ from rmpi.errors import LaunchError, WireError
 from rmpi.places.boot import Booted, Booter, boot_all
 from rmpi.places.ends import End
 from rmpi.places.hosts import is_local
+from rmpi.places.ignition import Ignition
 from rmpi.places.loop import Loop, Timer
 from rmpi.places.messages import (
     SERIAL_BITS,
@@ -44,6 +45,7 @@ from rmpi.places.messages import (
     Gone,
     Input,
     Message,
+    Note,
     OpenDoor,
     Output,
     Ready,
@@ -90,6 +92,8 @@ class Plan:
         python: The interpreter on this machine.
         stdin_rank: The rank that gets standard input; -1 for none.
         kill_grace: Seconds between the first signal that asks ranks to end, and SIGKILL.
+        fork: Whether ranks may be forked from an interpreter that has imported NumPy and rmpi.
+        preload: Modules that it imports besides.
     """
 
     placement: Placement
@@ -104,6 +108,8 @@ class Plan:
     stdin_rank: int = 0
     start_timeout: float = 60.0
     kill_grace: float = 5.0
+    fork: bool = True
+    preload: tuple[str, ...] = ()
 
 
 class Watcher(Protocol):
@@ -117,6 +123,9 @@ class Watcher(Protocol):
 
     def warn(self, text: str) -> None:
         """A line for the user."""
+
+    def note(self, text: str) -> None:
+        """A line for the user who wants to know what is being done."""
 
     def progress(self, text: str) -> None:
         """What the job is waiting for while it starts."""
@@ -152,17 +161,23 @@ class Job:
 
     Args:
         booter: Opens sessions to other hosts; made only if there are any.
+        ignition: This machine's spawner, if it was started already, for just this plan.
     """
 
     def __init__(
-        self, plan: Plan, watcher: Watcher, booter: Callable[[], Booter], own_names: Sequence[str] = ()
+        self,
+        plan: Plan,
+        watcher: Watcher,
+        booter: Callable[[], Booter],
+        own_names: Sequence[str] = (),
+        ignition: Ignition | None = None,
     ) -> None:
         self._plan = plan
         self._watcher = watcher
         self._make_booter = booter
         self._own_names = own_names
         self._loop = Loop()
-        self._node = Node(self._loop, self, self._spared)
+        self._node = Node(self._loop, self, self._spared, ignition)
         self._key = secrets.token_bytes(KEY_SIZE)
         self._context = secrets.randbits(62) << 1  # the lowest bit tells messages from collectives
         self._links: dict[int, NodeLink] = {}
@@ -175,6 +190,7 @@ class Job:
         self._host_of_node: dict[int, str] = {}
         self._members: tuple[int, ...] = ()
         self._alive: set[int] = set()  # ranks that run
+        self._notes: set[str] = set()
         self._ending = False
         self._grace: Timer | None = None
         self._running = False
@@ -298,6 +314,8 @@ class Job:
             inherit=True,
             directory=plan.directory,
             stdin_rank=plan.stdin_rank,
+            fork=plan.fork,
+            preload=plan.preload,
         )
 
     def _ask(self, node: int, message: OpenDoor | Begin) -> None:
@@ -327,7 +345,7 @@ class Job:
     def _answered(self, node: int, refusal: LaunchError | None = None) -> None:
         self._waiting.discard(node)
         if refusal is not None:
-            self._refused[node] = refusal
+            self._refused.setdefault(node, refusal)  # what follows is its consequence
 
     def _refusal(self) -> LaunchError:
         """All refusals as one error; a single one keeps its status."""
@@ -369,6 +387,8 @@ class Job:
                 self._answered(node)
             case Refused(text, status):
                 self._refuse(node, text, status)
+            case Note(text):
+                self.note(text)
             case Output(endpoint, stream, data):
                 self._show(node, endpoint, stream, data)
             case Fed():
@@ -457,6 +477,12 @@ class Job:
 
     def warn(self, text: str) -> None:
         self._watcher.warn(text)
+
+    def note(self, text: str) -> None:
+        """What several nodes say alike is said once."""
+        if text not in self._notes:
+            self._notes.add(text)
+            self._watcher.note(text)
 
     # ----------------------------------------------------------------------------------- ending
 

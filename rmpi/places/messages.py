@@ -1,21 +1,22 @@
 """Control messages between places, nodes and spawners. [pure]
 
-Frozen dataclasses, packed by msgpack as ``[code, field, field, …]``. Routers never unpickle: what arrives is
+Immutable records, packed by msgpack as ``[code, field, field, …]``. Routers never unpickle: what arrives is
 checked against the field's type before a message is made of it, and anything else is a `WireError`.
+
+To a type checker they are dataclasses. Real ones would write and compile the methods of each class anew, 50 ms for
+all of them at every start of every process; these share the methods of `Message`, and the annotations stay
+objects (no ``from __future__ import annotations``), because they are what arriving values are checked against.
 
     place → its router     Joined  Left  Connect  Called  Ask  Crashed
     router → its place     Welcome  LinkTo  Dial  Ended  Broken  WhatCalled
     head → node            OpenDoor  Begin  Go  Everyone  ToPlace  Input  Signal  Consumed  Stop  Ping
-    node → head            DoorIs  Ready  Refused  FromPlace  Exited  Output  Fed  Ping  Gone
+    node → head            DoorIs  Ready  Refused  FromPlace  Exited  Output  Fed  Ping  Gone  Note
     node → its spawner     Fork  Signal
-    spawner → its node     Up  Forked  Reaped
+    spawner → its node     Up  Forked  Reaped  Refused  Note
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeVar, dataclass_transform, get_args, get_origin
 
 import msgpack
 
@@ -31,9 +32,27 @@ SERIAL_BITS = 20
 
 
 class Message:
-    """Something one process tells another about the job."""
+    """Something one process tells another about the job. Two are equal if their kinds and fields are."""
 
-    __slots__ = ()
+    _names = tuple[str, ...]()
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        names = self._names
+        if len(values) + len(named) != len(names) or not named.keys() <= set(names[len(values) :]):
+            raise TypeError(f"{type(self).__name__} takes exactly ({', '.join(names)})")
+        self.__dict__.update(zip(names, values, strict=False), **named)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"cannot set {name}: a message does not change")
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and other.__dict__ == self.__dict__
+
+    def __hash__(self) -> int:
+        return hash((type(self), *map(self.__dict__.get, self._names)))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in self._names)})"
 
 
 _BY_CODE: dict[int, type[Message]] = {}
@@ -60,13 +79,14 @@ def _fit(checks: tuple[Callable[[Any], bool], ...], values: Sequence[Any]) -> bo
 
 @dataclass_transform(frozen_default=True)
 def _message(code: int) -> Callable[[M], M]:
-    """Make a frozen dataclass a message with this code on the wire."""
+    """Make a class of annotations a message with this code on the wire."""
 
     def register(kind: M) -> M:
-        kind = dataclass(frozen=True, slots=True)(kind)  # type: ignore[assignment]
+        kind._names = tuple(kind.__annotations__)
+        kind.__match_args__ = kind._names  # type: ignore[attr-defined,misc]
         _BY_CODE[code] = kind
         _CODES[kind] = code
-        _CHECKS[kind] = tuple(map(_check_for, get_type_hints(kind).values()))
+        _CHECKS[kind] = tuple(map(_check_for, kind.__annotations__.values()))
         return kind
 
     return register
@@ -74,7 +94,7 @@ def _message(code: int) -> Callable[[M], M]:
 
 def pack(message: Message) -> bytes:
     """The bytes of a message."""
-    values = [getattr(message, field.name) for field in fields(message)]  # type: ignore[arg-type]
+    values = [getattr(message, name) for name in message._names]
     return msgpack.packb([_CODES[type(message)], *values], unicode_errors=_UNICODE_ERRORS)  # type: ignore[no-any-return]
 
 
@@ -221,7 +241,8 @@ class OpenDoor(Message):
 class Begin(Message):
     """The job, for one node. It checks that it can be done, and answers `Ready` or `Refused`.
 
-    ``places`` are pairs ``(endpoint, rank)`` to be started here; ``doors`` maps a node to its doors.
+    ``places`` are pairs ``(endpoint, rank)`` to be started here; ``doors`` maps a node to its doors. ``fork`` is
+    whether places may be forked from an interpreter that has imported ``preload``, besides what all programs need.
     """
 
     node: int
@@ -239,6 +260,8 @@ class Begin(Message):
     inherit: bool
     directory: str
     stdin_rank: int
+    fork: bool
+    preload: tuple[str, ...]
 
 
 @_message(34)
@@ -311,7 +334,7 @@ class Ready(Message):
 
 @_message(50)
 class Refused(Message):
-    """This node cannot do its part, and nothing was started."""
+    """This node, or its spawner, cannot do its part, and nothing was started."""
 
     text: str
     status: int
@@ -356,6 +379,13 @@ class Fed(Message):
     endpoint: int
 
 
+@_message(56)
+class Note(Message):
+    """Something for whoever wants to know what is being done."""
+
+    text: str
+
+
 # ------------------------------------------------------------------------------- node ⇄ its spawner
 
 
@@ -374,7 +404,7 @@ class Fork(Message):
 
 @_message(65)
 class Up(Message):
-    """The spawner runs."""
+    """The spawner runs, and has imported what it was to import."""
 
 
 @_message(66)

@@ -18,11 +18,9 @@ from __future__ import annotations
 import array
 import fcntl
 import os
-import resource
 import select
 import signal
 import socket
-import subprocess
 import sys
 import termios
 from collections import deque
@@ -35,6 +33,7 @@ from rmpi.errors import LaunchError, WireError
 from rmpi.places.control import Control, control_pair
 from rmpi.places.door import Door
 from rmpi.places.ends import signal_name
+from rmpi.places.ignition import Ignition, thread_limits
 from rmpi.places.loop import Loop, Timer
 from rmpi.places.messages import (
     Begin,
@@ -48,6 +47,7 @@ from rmpi.places.messages import (
     Input,
     LinkTo,
     Message,
+    Note,
     OpenDoor,
     Output,
     Ready,
@@ -80,17 +80,11 @@ from rmpi.places.router import (
     TellAll,
     TurnAway,
 )
-from rmpi.places.spawner import STARTER
 
 OUTPUT_BUDGET = 1 << 20
 """Bytes of output under way to whoever shows it; beyond, pipes are not read and ranks wait in write."""
 
 READ_SIZE = 64 << 10
-
-DESCRIPTORS = 8
-"""Descriptors for each place: its pipes and control socket, and those on their way to the spawner."""
-
-DESCRIPTORS_BESIDES = 64
 
 DRAIN = 0.2
 """Seconds after a place's end to read its pipes; a process it left behind may hold them open for ever."""
@@ -129,6 +123,9 @@ class Outside(Protocol):
     def warn(self, text: str) -> None:
         """Something worth a line in a log."""
 
+    def note(self, text: str) -> None:
+        """Something for whoever wants to know what is being done."""
+
 
 class _Place:
     """What the node holds of one place."""
@@ -148,15 +145,23 @@ class _Place:
 class Node:
     """One machine's part of a job."""
 
-    def __init__(self, loop: Loop, outside: Outside, spared: Callable[[], frozenset[int]] = frozenset) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        outside: Outside,
+        spared: Callable[[], frozenset[int]] = frozenset,
+        ignition: Ignition | None = None,
+    ) -> None:
         """A node that has nothing to do yet.
 
         Args:
             spared: Children of this process that are not ours to kill when the spawner is lost.
+            ignition: The spawner, if it was started already.
         """
         self._loop = loop
         self._outside = outside
         self._spared = spared
+        self._ignition = ignition
         self._router: Router | None = None
         self._begin: Begin | None = None
         self._door: Door | None = None
@@ -189,11 +194,23 @@ class Node:
             LaunchError: It cannot be done here; nothing was started.
         """
         check_program(begin)
-        make_room(len(begin.places))
         become_subreaper()  # for daemons of places whose spawner was killed
         self._begin = begin
         self._router = Router(Book(begin.node, begin.members, begin.hosts, begin.doors, begin.key))
-        self._spawner = _SpawnerProcess(self._loop, begin, self._spawner_said, self._spawner_ended)
+        environment = {**(os.environ if begin.inherit else {}), **begin.environment}
+        for name, count in thread_limits(environment, len(begin.places)).items():
+            self._outside.note(f"{name}={count}: {len(begin.places)} ranks share {len(os.sched_getaffinity(0))} cores")
+        ignition = self._ignition or Ignition(
+            begin.python,
+            environment,
+            begin.directory,
+            len(begin.places),
+            kind=begin.kind,
+            target=begin.target,
+            fork=begin.fork,
+            preload=begin.preload,
+        )
+        self._spawner = _SpawnerProcess(self._loop, ignition, self._spawner_said, self._spawner_ended)
 
     def attend(self, book: Book) -> None:
         """Route for a job of which no place runs here."""
@@ -454,6 +471,8 @@ class Node:
                 self._outside.ready()
             case Reaped(endpoint, status):
                 self._reaped(self._places[endpoint], status)
+            case Note(text):
+                self._outside.note(text)
             case Forked():
                 pass
 
@@ -523,40 +542,28 @@ class _SpawnerProcess:
     """The node's side of its spawner."""
 
     def __init__(
-        self, loop: Loop, begin: Begin, said: Callable[[Message], None], ended: Callable[[bool], None]
+        self,
+        loop: Loop,
+        ignition: Ignition,
+        said: Callable[[Message], None],
+        ended: Callable[[bool], None],
     ) -> None:
         self._loop = loop
         self._said = said
         self._ended = ended
         self._expected = False
         self._up = False
+        self._refusal: str | None = None
         self._stderr = b""
-        self._python = begin.python
-        ours, theirs = control_pair()
-        environment = {**os.environ, **begin.environment} if begin.inherit else dict(begin.environment)
-        try:
-            self._process = subprocess.Popen(
-                [begin.python, "-c", STARTER, str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                pass_fds=(theirs.fileno(),),
-                env=environment,
-                cwd=begin.directory,  # what a relative PYTHONPATH is relative to
-                start_new_session=True,
-            )
-        except OSError as error:
-            ours.close()
-            raise LaunchError(f"cannot start {begin.python}: {error.strerror}") from None
-        finally:
-            theirs.close()
-        self._control = Control(ours)
+        self._python = ignition.python
+        self._process = ignition.process
+        self._control = Control(ignition.control)
         assert self._process.stderr is not None
         self._stderr_fd = self._process.stderr.fileno()
         os.set_blocking(self._stderr_fd, False)
         self._pidfd = os.pidfd_open(self._process.pid)
         loop.register(self._pidfd, lambda _mask: self._collect())
-        loop.register(ours.fileno(), self._stir)
+        loop.register(self._control.fileno(), self._stir)
         loop.register(self._stderr_fd, lambda _mask: self._read_stderr())
 
     def send(self, message: Message, fds: Iterable[int] = ()) -> None:
@@ -569,7 +576,10 @@ class _SpawnerProcess:
             return
         self._expected = True
         self._control.shut()
-        self._loop.call_later(SPAWNER_GRACE, self._insist)
+        if self._up:
+            self._loop.call_later(SPAWNER_GRACE, self._insist)
+        else:  # it is importing, and does not listen
+            self._insist()
 
     def _insist(self) -> None:
         if self._process.poll() is None:
@@ -583,7 +593,10 @@ class _SpawnerProcess:
 
     def _hear(self) -> None:
         for message, _ in self._control.receive():
-            self._up = True
+            if isinstance(message, Refused):
+                self._refusal = message.text
+                continue
+            self._up = self._up or isinstance(message, Up)
             self._said(message)
         if self._control.closed:
             self._loop.unregister(self._control.fileno())
@@ -622,6 +635,8 @@ class _SpawnerProcess:
         """Why it ended without being asked to."""
         status = self._process.returncode
         how = f"was killed by {signal_name(-status)}" if status < 0 else f"ended with exit status {status}"
+        if self._refusal is not None:
+            return self._refusal
         if self._up:
             return f"its spawner {how}"
         said = self._stderr.decode(errors="replace").strip()
@@ -640,20 +655,6 @@ def check_program(begin: Begin) -> None:
         raise LaunchError(f"there is no directory {begin.directory} here; choose another with --wdir")
     if begin.kind in ("script", "command") and not Path(begin.directory, begin.target).exists():
         raise LaunchError(f"there is no {begin.target} here; copy it, or use a shared directory")
-
-
-def make_room(places: int) -> None:
-    """Have file descriptors for so many places, by raising our own limit if that is what it takes.
-
-    Raises:
-        LaunchError: The system does not allow as many.
-    """
-    wanted = DESCRIPTORS * places + DESCRIPTORS_BESIDES
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < wanted:
-        raise LaunchError(f"{places} ranks here need {wanted} file descriptors, and {hard} is the limit (ulimit -Hn)")
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _bytes_in(pipe: int) -> int:
@@ -740,11 +741,14 @@ class Remote:
         sys.stderr.write(f"rmpi: {text}\n")
         sys.stderr.flush()
 
+    def note(self, text: str) -> None:
+        self._uplink.send(Note(text))
+
 
 def main(control_in: int, control_out: int) -> int:
     """A node on another machine, whose control stream is on two descriptors. Returns its exit status."""
     become_subreaper()
-    name_process("rmpi-node")
+    name_process("rmpi-node", "rmpi node")
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, lambda _number, _frame: remote.loop.post(remote.node.stop))
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)

@@ -237,7 +237,16 @@ class Place:
 
         hosts = self.welcome.hosts
         neighbours = hosts.count(hosts[self.welcome.rank])
-        self.endpoint.add_link(link_over(sock, self.endpoint.ident, peer, self.endpoint, neighbours))
+        try:
+            link = link_over(sock, self.endpoint.ident, peer, self.endpoint, neighbours)
+        except OSError as error:
+            lost = PeerLost(
+                f"cannot reach {self._name_of(peer)}: no shared memory ({error.strerror}); give the job more, or set "
+                "RMPI_SHM=0 to do without"
+            )
+            self.endpoint.link_failed(peer, lost)
+            return
+        self.endpoint.add_link(link)
 
     def _peer_ended(self, ended: Ended) -> None:
         if ended.endpoint == self.endpoint.ident:

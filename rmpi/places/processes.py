@@ -1,4 +1,4 @@
-"""Linux' means against processes that outlive their job (prctl(2), proc(5))."""
+"""Linux' means against processes that outlive their job, and for naming them (prctl(2), proc(5))."""
 
 from __future__ import annotations
 
@@ -16,8 +16,19 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
+_STARTER = (
+    "import sys; sys.path[:1] = [] if sys.path[:1] == [''] else sys.path[:1]; "
+    "from rmpi.places.{} import main; main(*sys.argv[1:])"
+)
+"""A module in the directory where a process starts must not shadow ours."""
+
 ROUNDS = 50
 """Looks at what is left before giving up; processes that fork while being killed need more than one."""
+
+
+def python_words(python: str, module: str, *words: object) -> list[str]:
+    """The command line that has an interpreter call ``main(*words)`` of a module of this package, words as text."""
+    return [python, "-c", _STARTER.format(module), *map(str, words)]
 
 
 def become_subreaper() -> None:
@@ -35,9 +46,25 @@ def die_with_parent(parent: int) -> None:
         os._exit(128 + signal.SIGKILL)
 
 
-def name_process(name: str) -> None:
-    """What ``ps -o comm`` and ``top`` show: the first 15 bytes."""
+def outlive_parent() -> None:
+    """Undo `die_with_parent`."""
+    _libc.prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
+
+
+def name_process(name: str, title: str) -> None:
+    """What ``ps`` and ``top`` show: ``name``, its first 15 bytes, for ``comm``, and ``title`` for the command line.
+
+    The title is written over the words this process was started with; what finds no room there is left out.
+    """
     _libc.prctl(_PR_SET_NAME, os.fsencode(name)[:15], 0, 0, 0)
+    try:
+        with open("/proc/self/stat", "rb") as file:  # noqa: PTH123 (no pathlib before the program)
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:  # there is no /proc
+        return
+    start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end, from the third field on
+    if 0 < start < end:
+        ctypes.memmove(start, os.fsencode(title)[: end - start - 1].ljust(end - start, b"\0"), end - start)
 
 
 def kill_descendants(spare: frozenset[int] = frozenset()) -> list[int]:

@@ -25,6 +25,13 @@ NOT_FOUND = 127
 NOT_EXECUTABLE = 126
 
 
+def import_root(kind: str, target: str, directory: str) -> str:
+    """What stands first in ``sys.path`` of a program that starts in ``directory``: imports are from there."""
+    if kind != "script":
+        return directory
+    return str(Path(target).resolve().parent) if _is_source(target) else target
+
+
 def run_program(kind: str, target: str, argv: tuple[str, ...]) -> None:
     """Run it. Returns, or raises what the program raises, as the program would at its top level.
 
@@ -38,6 +45,8 @@ def run_program(kind: str, target: str, argv: tuple[str, ...]) -> None:
     main = types.ModuleType("__main__")
     main.__dict__["__builtins__"] = builtins
     sys.modules["__main__"] = main
+    if "__mp_main__" in sys.modules:  # the name that multiprocessing gave to our own when it was imported
+        sys.modules["__mp_main__"] = main
     sys.argv = list(argv)
     if kind == "code":
         _put_first("")
@@ -45,11 +54,16 @@ def run_program(kind: str, target: str, argv: tuple[str, ...]) -> None:
     elif kind == "module":
         _put_first(str(Path.cwd()))
         runpy._run_module_as_main(target)  # type: ignore[attr-defined]  # what the interpreter calls for -m
-    elif Path(target).suffix in (".py", ".pyw"):
+    elif _is_source(target):
         _run_script(target, main)
-    else:  # a directory or archive with a __main__.py
+    else:
         _put_first(target)
         runpy._run_module_as_main("__main__", alter_argv=False)  # type: ignore[attr-defined]
+
+
+def _is_source(target: str) -> bool:
+    """A script by its name; else it is a directory or archive with a ``__main__.py``."""
+    return Path(target).suffix in (".py", ".pyw")
 
 
 def _run_script(path: str, main: types.ModuleType) -> None:

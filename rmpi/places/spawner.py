@@ -1,14 +1,15 @@
 """The spawner: a node's single-threaded child that forks places and reaps them.
 
-It is started by exec, before anything in it could have threads, in a session of its own (a terminal's
-Ctrl-C reaches the launcher, which forwards it) and as a subreaper. It knows three things: what to fork,
-which signal to pass on, and that when its node is gone, everything below must go.
+It is started by exec, in a session of its own (a terminal's Ctrl-C reaches the launcher, which forwards it) and as
+a subreaper. It knows three things: what to fork, which signal to pass on, and that when its node is gone,
+everything below must go. For Python programs it first imports what they share; see `rmpi.places.zygote`.
 
     node ── Fork + 4 descriptors ──▶ spawner ── fork ──▶ place
     node ◀── Forked, Reaped ─────── spawner
 
 The life line is the control socket: at its end, for whatever reason, the spawner kills all that is below it,
-daemonised grandchildren included, and exits. Places ask the kernel to be killed when the spawner ends.
+daemonised grandchildren included, and exits. While it imports it does not look there, and the kernel kills it when its
+node ends. Places ask the kernel to be killed when the spawner ends.
 
 A forked place does not run inside the loop: `Spawner.serve` *returns* in it, so that the program runs from
 the outermost frame and the interpreter ends the ordinary way.
@@ -16,36 +17,27 @@ the outermost frame and the interpreter ends the ordinary way.
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import select
 import signal
 import socket
 import sys
+from collections import deque
+from collections.abc import Iterable
 
-from rmpi.errors import WireError
+from rmpi.errors import LaunchError, WireError
+from rmpi.places.birth import HELD, become_place, needs_exec, start_fresh
 from rmpi.places.control import Control
-from rmpi.places.messages import Fork, Forked, Reaped, Signal, Up
-from rmpi.places.place import reporter_at
-from rmpi.places.processes import become_subreaper, die_with_parent, kill_descendants, name_process
-from rmpi.places.program import run_program
-from rmpi.places.reporter import Reporter
-
-STARTER = (
-    "import sys; sys.path[:1] = [] if sys.path[:1] == [''] else sys.path[:1]; "
-    "from rmpi.places.spawner import main; main(int(sys.argv[1]))"
+from rmpi.places.messages import Fork, Forked, Note, Reaped, Refused, Signal, Up
+from rmpi.places.processes import (
+    become_subreaper,
+    die_with_parent,
+    kill_descendants,
+    name_process,
+    outlive_parent,
+    python_words,
 )
-"""How a spawner is started: ``python -c STARTER FD``. A module in its directory must not shadow ours."""
-
-
-HELD = (
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGHUP,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-)
-"""Signals that wait, in a place that has just been forked, until it is one: they end it, but as the place."""
+from rmpi.places.zygote import import_ahead, renew_secrets
 
 
 class Spawner:
@@ -70,9 +62,12 @@ class Spawner:
             self._poll.poll()
             self._drain()
             self._reap()
-            for message, fds in self._control.receive():
+            came = deque(self._control.receive())
+            while came:
+                message, fds = came.popleft()
                 if isinstance(message, Fork):
                     if self._fork(message):
+                        self._give_back(fd for _, others in came for fd in others)
                         return message, fds
                     for fd in fds:
                         os.close(fd)
@@ -103,6 +98,15 @@ class Spawner:
                     pass
         signal.signal(signal.SIGINT, signal.default_int_handler)
         return True
+
+    def _give_back(self, fds: Iterable[int]) -> None:
+        """In a forked place: close what is the spawner's, and only that; preloaded modules may have files open."""
+        for fd in fds:
+            os.close(fd)
+        self._control.close()
+        self._wake.close()
+        self._woken.close()
+        self._poll.close()
 
     def _signal(self, number: int) -> None:
         """To every place and what it started, as a terminal would."""
@@ -135,14 +139,25 @@ class Spawner:
                 self._control.send(Reaped(endpoint, os.waitstatus_to_exitcode(status)))
 
 
-def main(fd: int) -> None:
-    """The spawner's process; and, after a fork, a place's."""
+def main(fd: str, fork: str, kind: str, target: str, *preload: str) -> None:
+    """The spawner's process; and, after a fork, a place's.
+
+    Args:
+        fd: Of the control socket.
+        fork: "fork" if places may be forked from this interpreter; else it starts another one for each.
+        kind, target: The program; of what is not a script only the kind.
+        preload: Modules to import before any fork.
+    """
     if os.getpid() != os.getsid(0):
         os.setsid()
     become_subreaper()
-    name_process("rmpi-spawner")
+    name_process("rmpi-spawner", "rmpi spawner")
+    control = Control(socket.socket(fileno=int(fd)))
+    os.set_inheritable(control.fileno(), False)
+    if kind != "command" and fork == "fork":
+        _import_ahead(control, kind, target, preload)
     try:
-        task = Spawner(Control(socket.socket(fileno=fd))).serve()
+        task = Spawner(control).serve()
     except (WireError, OSError) as error:  # such as: no room for another process
         sys.stderr.write(f"rmpi: the spawner stops: {error}\n")
         sys.stderr.flush()
@@ -151,46 +166,24 @@ def main(fd: int) -> None:
     if task is None:
         kill_descendants()
         return
-    _become_place(*task)
+    if task[0].kind != "command" and (fork != "fork" or needs_exec(task[0])):
+        start_fresh(*task)
+    renew_secrets()
+    become_place(*task)
 
 
-def _become_place(fork: Fork, fds: list[int]) -> None:
-    """In the forked process: its own surroundings, and then the program, in the outermost frame."""
-    os.setsid()
-    reporter = _settle(fork, fds)
-    os.environ.update(fork.environment)
+def _import_ahead(control: Control, kind: str, target: str, preload: tuple[str, ...]) -> None:
+    """What places share; or, where none may be forked from here after that, begin again without it."""
+    die_with_parent(os.getppid())
     try:
-        os.chdir(fork.directory)
-    except OSError as error:
-        sys.stderr.write(f"rmpi: cannot enter {fork.directory}: {error.strerror}\n")
-        sys.exit(125)
-    name_process(f"{fork.rank} {os.path.basename(fork.target)}")  # noqa: PTH119 (no pathlib before the program)
-    faulthandler.enable()
-    try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
-        with reporter.running():
-            run_program(fork.kind, fork.target, fork.argv)
-    except SystemExit as ending:
-        reporter.crashed = bool(ending.code)
-        if isinstance(ending.code, int) and ending.code and not ending.code & 0xFF:
-            ending.code = 1  # the kernel would cut it to 0, which is success
-        raise
-
-
-def _settle(fork: Fork, fds: list[int]) -> Reporter:
-    """Standard streams in their place, the control socket where the program finds it, all else closed."""
-    for target, fd in enumerate(fds[:3]):
-        os.dup2(fd, target, inheritable=True)
-    control = fds[3]
-    keep = {0, 1, 2, control}
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
-        if int(name) not in keep:
-            try:
-                os.close(int(name))
-            except OSError:  # the descriptor of the listing itself
-                pass
-    os.set_inheritable(control, fork.kind == "command")
-    os.environ["RMPI_FD"] = f"{control}:{os.fstat(control).st_ino}"
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    sys.stderr.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    return reporter_at(control)
+        reason = import_ahead(kind, target, preload)
+    except LaunchError as error:
+        control.send(Refused(str(error), error.status))
+        control.drain()
+        sys.exit(error.status)
+    outlive_parent()
+    if reason is not None:
+        control.send(Note(f"every rank starts an interpreter of its own: {reason}"))
+        control.drain()
+        os.set_inheritable(control.fileno(), True)
+        os.execv(sys.executable, python_words(sys.executable, "spawner", control.fileno(), "exec", kind, target))

@@ -190,7 +190,8 @@ class Running:
 
     def ranks(self) -> list[int]:
         """The pids of the ranks, in the order in which they were started, which is theirs."""
-        return [rank for spawner in children(self.pid) for rank in children(spawner)]
+        below = [child for spawner in children(self.pid) for child in children(spawner)]
+        return [pid for pid in below if _name(pid) not in ("", "rmpi-spawner")]  # a fork is no rank until it is named
 
     def ready(self, ranks: int = 2) -> None:
         """Wait until so many ranks have written "ready" and have gone to sleep after that."""
@@ -221,6 +222,14 @@ class Running:
                     stream.close()
                 except BrokenPipeError:
                     pass
+
+
+def _name(pid: int) -> str:
+    """What ``ps -o comm`` shows; empty if the process is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 class Jobs:

@@ -98,6 +98,8 @@ def test_every_spelling_takes_its_value_behind_a_space_or_an_equals_sign(field, 
         ("--no-tag-output", "tag_output", False),
         ("-q", "quiet", True),
         ("--quiet", "quiet", True),
+        ("--no-fork", "fork", False),
+        ("--preload a,b.c --preload=d", "preload", ("a", "b.c", "d")),
         ("-v", "verbose", 1),
         ("-vv", "verbose", 2),
         ("-v --verbose -vv", "verbose", 4),
@@ -140,6 +142,13 @@ def test_help_needs_no_program(argv):
 @pytest.mark.parametrize("argv", ["--version", "-V", "--version kmeans.py"])
 def test_version_needs_no_program(argv):
     assert options(argv).action == "version"
+
+
+def test_info_needs_no_program_and_takes_hosts():
+    asked = options("--info -v -n 2")
+    assert (asked.action, asked.verbose, asked.ranks, asked.words) == ("info", 1, 2, ())
+    for program in ("kmeans.py", "-m timeit", "-c pass"):
+        assert "--info runs no program" in complaint("--info", *program.split())
 
 
 # --- Values ---
@@ -189,6 +198,13 @@ def test_a_number_of_ranks_is_a_whole_number(name, text):
 @pytest.mark.parametrize(("text", "ranks"), [("1", 1), ("65536", 65536), ("004", 4), ("auto", "auto")])
 def test_numbers_of_ranks(text, ranks):
     assert options(f"-n {text} x").ranks == ranks
+
+
+@pytest.mark.parametrize("text", ["a,", "a b", "a.py,", "1a", "a..b", "a/b"])
+def test_what_is_no_list_of_modules_is_refused(text):
+    assert f'--preload "{text}" is not a list of modules (for example: --preload pandas,scipy.linalg)' in complaint(
+        "--preload", text, "x"
+    )
 
 
 def test_a_hostfile_may_be_standard_input():

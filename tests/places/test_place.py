@@ -83,6 +83,7 @@ def stage(monkeypatch):
     monkeypatch.setattr(place, "_control", None)
     monkeypatch.setattr(place, "_reporter", None)
     monkeypatch.setattr("sys.excepthook", lambda *_: None)
+    monkeypatch.setattr("rmpi.transport.media.why_no_shm", lambda: "the test plays its peers over plain sockets")
     monkeypatch.delenv("RMPI_SPIN", raising=False)
     stage = Stage()
     yield stage

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from rmpi.places.program import import_root
+
 SURROUNDINGS = """
 import json, os, pickle, sys
 
@@ -119,6 +121,21 @@ def test_our_future_statements_are_not_the_program_s(programs):
 def test_a_source_file_may_declare_its_encoding(programs):
     (programs / "script.py").write_bytes("# -*- coding: latin-1 -*-\nprint(ascii('é'))".encode("latin-1"))
     assert run("script", programs / "script.py", "script.py", cwd=programs).stdout == "'\\xe9'\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "root"),
+    [
+        ("script", "script.py", "."),
+        ("script", "link.py", "elsewhere"),
+        ("script", "archive.pyz", "archive.pyz"),
+        ("module", "package", "."),
+        ("code", "pass", "."),
+    ],
+)
+def test_where_a_program_imports_from(programs, kind, target, root):
+    word = str(programs / target) if kind == "script" else target
+    assert Path(import_root(kind, word, str(programs))) == programs / root
 
 
 # -- ends ---------------------------------------------------------------------------------------------------
