@@ -10,9 +10,14 @@ setup(
     ext_modules=[
         Extension(
             "rmpi.transport._ring",
-            ["rmpi/transport/_ring.c"],
-            depends=["rmpi/transport/ring.h"],
-            extra_compile_args=["-std=c11", "-O3", "-Wall"],
+            [f"rmpi/transport/{part}.c" for part in ("_ring", "lane", "flight", "values", "port")],
+            depends=[
+                "rmpi/transport/ring.h",
+                "rmpi/transport/lane.h",
+                "rmpi/transport/flight.h",
+                "rmpi/transport/port.h",
+            ],
+            extra_compile_args=["-std=c11", "-O3", "-Wall", "-fvisibility=hidden"],
             define_macros=[("_GNU_SOURCE", None)],
             py_limited_api=True,
             optional=True,

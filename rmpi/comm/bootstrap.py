@@ -13,7 +13,7 @@ import os
 import socket
 from collections.abc import Mapping
 
-from rmpi.comm.communicator import Comm
+from rmpi.comm.communicator import Comm, driver_of
 from rmpi.errors import ChannelClosed, LaunchError
 from rmpi.places.place import FD_VARIABLE, Place, inherited_fd
 from rmpi.transport.endpoint import Endpoint
@@ -53,7 +53,7 @@ def _join(fd: int) -> Comm:
     place = Place(fd, _call_of, _last_call)
     welcome = place.welcome
     comm = Comm(place.endpoint, place, welcome.members, welcome.context, welcome.hosts)
-    place.endpoint.mismatched = lambda arrival, _called: comm.report_mismatch(arrival)
+    place.endpoint.mismatched = lambda arrival, _called: driver_of(comm).report_mismatch(arrival)
     os.environ.pop(FD_VARIABLE, None)  # for programs that this rank starts: they are not the rank
     atexit.register(place.leave)
     os.register_at_fork(after_in_child=lambda: _disown(place))
@@ -62,18 +62,18 @@ def _join(fd: int) -> Comm:
 
 def _call_of(context: int, sequence: int) -> tuple[int, str] | None:
     """What was called here as collective ``sequence`` of a communicator."""
-    if _world is None or _world.context != context:
-        return None
-    call = _world.call(sequence)
+    driver = driver_of(_world) if _world is not None else None
+    call = driver.call(sequence) if driver is not None and driver.context == context else None
     return (call.fingerprint, str(call)) if call is not None else None
 
 
 def _last_call() -> tuple[int, int, int, str] | None:
     """The last collective that was called here: leaving, a rank compares it with the others'."""
-    call = _world.last_call if _world is not None else None
-    if _world is None or call is None:
+    driver = driver_of(_world) if _world is not None else None
+    call = driver.last_call() if driver is not None else None
+    if driver is None or call is None:
         return None
-    return _world.context, call.sequence, call.fingerprint, str(call)
+    return driver.context, call.sequence, call.fingerprint, str(call)
 
 
 def _disown(place: Place) -> None:

@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from rmpi.comm.collectives import barrier as barriers
 from rmpi.comm.collectives import broadcast as broadcasts
-from rmpi.comm.collectives import gathering, reduction
+from rmpi.comm.collectives import direct, gathering, reduction
 from rmpi.comm.ops import Operator
 from rmpi.comm.schedule import Schedule, finished
 from rmpi.errors import UsageError
@@ -47,11 +47,15 @@ A piece in the tree is copied at each of log₂ size stations; copying this much
 more message.
 """
 
-RING_SIZE = 3
-"""Ranks up to which an allgather passes every piece around the ring, unannounced.
+FEW_RANKS = 4
+"""Ranks up to which values go straight to all who need them, in one round.
 
-Up to 3 ranks the ring has as many rounds as dissemination (⌈log₂ 3⌉ = 2) and needs no bundles.
+Up to 4 ranks that is at most three messages from each, and a round costs as much as many messages. A broadcast
+keeps its tree: the root alone knows whether the value is large, and then its own sends are what takes time.
 """
+
+SMALL_ARRAY = 8 * 1024
+"""Bytes up to which the same holds for arrays that are reduced; beyond, combining and copying them take longer."""
 
 
 def barrier(rank: int, size: int) -> Schedule[None]:
@@ -70,7 +74,10 @@ def reduce(
     """All values combined, on the root; None elsewhere."""
     if size == 1:
         return finished(reduction.apart(value, value))
-    return reduction.tree(rank, size, root, value, operator, _unshared(out, value))
+    out = _unshared(out, value)
+    if _goes_directly(size, value, operator):
+        return direct.reduce(rank, size, root, value, operator, out)
+    return reduction.tree(rank, size, root, value, operator, out)
 
 
 def allreduce(rank: int, size: int, value: Any, operator: Operator, out: Array | None = None) -> Schedule[Any]:
@@ -80,6 +87,8 @@ def allreduce(rank: int, size: int, value: Any, operator: Operator, out: Array |
     value, out = _plain(value), _unshared(out, value)
     if _is_large(value) and operator.keeps(value.dtype):
         return reduction.rabenseifner(rank, size, value, operator, out)
+    if _goes_directly(size, value, operator):
+        return direct.allreduce(rank, size, value, operator, out)
     if operator.exact_for(value):
         return reduction.recursive_doubling(rank, size, value, operator, out)
     return reduction.tree_then_broadcast(rank, size, value, operator, out, large=LARGE_ARRAY)
@@ -87,13 +96,15 @@ def allreduce(rank: int, size: int, value: Any, operator: Operator, out: Array |
 
 def gather(rank: int, size: int, root: int, value: object) -> Schedule[list[Any] | None]:
     """The values of all ranks in rank order, on the root; None elsewhere."""
+    if size <= FEW_RANKS:
+        return finished([value]) if size == 1 else direct.gather(rank, size, root, value)
     return gathering.gather(rank, size, root, value, large=LARGE_PIECE)
 
 
 def allgather(rank: int, size: int, value: object) -> Schedule[list[Any]]:
     """The values of all ranks in rank order, on every rank."""
-    if size <= RING_SIZE:
-        return _all_around(rank, size, value)
+    if size <= FEW_RANKS:
+        return finished([value]) if size == 1 else direct.allgather(rank, size, value)
     return gathering.dissemination(rank, size, value, large=LARGE_PIECE)
 
 
@@ -104,12 +115,21 @@ def scatter(rank: int, size: int, root: int, values: Iterable[Any] | None, out: 
         UsageError: At once, on the root: ``values`` is not one value for each rank.
     """
     pieces = _one_each(values, size) if rank == root else None
+    if size == 1 and pieces is not None:
+        return finished(pieces[0])
+    if size <= FEW_RANKS:
+        return direct.scatter(rank, size, root, pieces, out)
     return gathering.scatter(rank, size, root, pieces, out, large=LARGE_PIECE)
 
 
-def _all_around(rank: int, size: int, value: object) -> Schedule[list[Any]]:
-    pieces = yield from gathering.ring(rank, size, value, range(size))
-    return [pieces[owner] for owner in range(size)]
+def _goes_directly(size: int, value: Any, operator: Operator) -> bool:
+    """Whether a reduction is done in one round: few ranks, little to combine, and that cheap and exact.
+
+    Two ranks have one round by any algorithm.
+    """
+    if not 2 < size <= FEW_RANKS or not operator.exact_for(value):
+        return False
+    return not isinstance(value, np.ndarray) or value.nbytes <= SMALL_ARRAY
 
 
 def _is_large(value: Any) -> bool:
@@ -123,8 +143,7 @@ def _plain(value: Any) -> Any:
 
 def _unshared(out: Array | None, value: object) -> Array | None:
     """``out`` unless it overlaps ``value``, which is still being sent when the result comes in."""
-    overlaps = out is not None and isinstance(value, np.ndarray) and np.may_share_memory(out, value)
-    return None if overlaps else out
+    return None if out is None or reduction.may_overlap(out, value) else out
 
 
 def _one_each(values: Any, size: int) -> list[Any]:

@@ -4,45 +4,35 @@ One class, one spelling: the same method takes arrays and objects. It translates
 calls into schedules, and failures into errors that name ranks. It moves no byte itself.
 
 Two contexts per communicator, so that messages and collectives never match each other: point to point uses
-``context``, collectives use ``context + 1`` with the sequence number of the call as tag. Every collective
-frame carries the fingerprint of what was called. A frame that does not belong to the call made here under
-its number is a *mismatch*; the finder tells the `Keeper`, which breaks the communicator on all members with
-both call sites in the text.
-
-After an error inside a collective a communicator cannot be used any more, and says so: its peers may be in
-the middle of it, and their bytes would answer the wrong call.
+``context``, collectives use ``context + 1``. Collectives are the business of the `Driver`; here their arguments are
+checked, and their schedules chosen.
 """
 
 from __future__ import annotations
 
-import sys
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from hashlib import blake2b
 from operator import index
-from pathlib import Path
-from threading import get_ident
+from threading import current_thread, get_ident, main_thread
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 
 from rmpi.comm import choose
+from rmpi.comm.driver import Driver, Keeper, signature, signature_of_reduction
 from rmpi.comm.ops import SUM, Operator, as_operator
 from rmpi.comm.partition import partition
-from rmpi.comm.schedule import Recv, Schedule, Send, Step
 from rmpi.deadline import Deadline
-from rmpi.errors import ChannelClosed, DeadlineExceeded, RankError, RmpiError, UsageError
+from rmpi.errors import DeadlineExceeded, RankError, UsageError
 from rmpi.transport.base import Transfer
 from rmpi.transport.endpoint import Endpoint
 from rmpi.transport.interrupts import SHIELD
-from rmpi.transport.matching import ANY, Arrival, Receive
+from rmpi.transport.matching import ANY, Receive
 from rmpi.transport.operation import Operation
+from rmpi.transport.shortcut import NOTHING
 from rmpi.wire.codec import Array, encode_parts, encode_value
-
-T = TypeVar("T")
+from rmpi.wire.frames import EAGER_LIMIT
 
 ANY_SOURCE = -1
 """In place of a source: whoever sends first."""
@@ -50,32 +40,10 @@ ANY_SOURCE = -1
 ANY_TAG = -1
 """In place of a tag: whichever comes first."""
 
-REMEMBERED = 64
-"""Collectives whose call sites are kept, to name both sides of a mismatch."""
-
-PATIENCE = 0.25
-"""Seconds in a collective after which a rank reports what it called. Ranks that called different things may
-wait for each other without any frame that could disagree; their reports do."""
-
 LONG_ENOUGH = 0.01
 """Seconds; a time-out from which on a millisecond more does not matter."""
 
-_PACKAGE = f"{Path(__file__).resolve().parent.parent}/"
-
 Op = Operator | Callable[[Any, Any], Any]
-
-
-class Keeper(Protocol):
-    """Whoever can reach all ranks of the job besides their links: the router, or a test's fabric."""
-
-    def called(self, context: int, sequence: int, fingerprint: int, what: str) -> None:
-        """This rank called ``what`` and has waited a while: compare with what others called."""
-
-    def mismatch(self, context: int, sequence: int, fingerprint: int, what: str, other: int) -> None:
-        """This rank called ``what``, and endpoint ``other`` something else: ask it, and break the context."""
-
-    def leave(self) -> None:
-        """This rank will not communicate any more."""
 
 
 @dataclass(slots=True)
@@ -93,18 +61,8 @@ class Status:
     nbytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A collective that was called here."""
-
-    sequence: int
-    fingerprint: int
-    what: str
-    file: str
-    line: int
-
-    def __str__(self) -> str:
-        return f"{self.what} at {self.file}:{self.line}"
+_BARRIER = signature("barrier")
+_ALLGATHER = signature("allgather")
 
 
 class Comm:
@@ -137,16 +95,13 @@ class Comm:
         self._everybody = frozenset(members)
         self._rank_of = {member: rank for rank, member in enumerate(members)}
         self._context = context
-        self._collective = context + 1
-        self._sequence = 0
-        self._calls: deque[Call] = deque(maxlen=REMEMBERED)
-        self._reported: Call | None = None
         self._left = False
         self.rank = self._rank_of[endpoint.ident]
         self.size = len(members)
         self.hosts = tuple(hosts)
         self._short = endpoint.open_context(context, members, collective=False)
-        self._short_collective = endpoint.open_context(self._collective, members, collective=True)
+        self._shields = int(current_thread() is main_thread())  # where handlers run, if that is also who receives
+        self._driver = Driver(endpoint, keeper, members, context)
 
     # ------------------------------------------------------------------------------ point to point
 
@@ -171,10 +126,17 @@ class Comm:
         call (Ctrl-C), it may already have left; a program that goes on and must know numbers its messages.
         """
         try:
-            if self._short.send(value, dest, tag):
+            sent = self._short.send(value, dest, tag)
+            if sent is True:
                 return
-        except Exception:
-            encode_value(value)  # if it cannot be pickled, this says so; else it was a signal handler that raised
+            if sent is not False:
+                self._endpoint.wait((sent,), Deadline.after(timeout))
+                self._short.given = None
+                return
+        except BaseException as error:
+            self._give_up_send(value, error)
+            if isinstance(error, DeadlineExceeded):
+                raise _named(error, "send to", dest, tag) from None
             raise
         destination = self._member(dest, "dest")
         tag = _checked_tag(tag)
@@ -182,6 +144,16 @@ class Comm:
             self._endpoint.send(destination, self._context, tag, value, deadline=Deadline.after(timeout))
         except DeadlineExceeded as error:
             raise _named(error, "send to", dest, tag) from None
+
+    def _give_up_send(self, value: object, error: BaseException) -> None:
+        """The short cut raised: what has begun goes on without us; if the value cannot be pickled, that is said."""
+        short = self._short
+        begun = short.given
+        if short.thread == get_ident() and isinstance(begun, Transfer):
+            short.given = None
+            self._endpoint.abandon((begun,))
+        elif isinstance(error, Exception):
+            encode_value(value)
 
     def recv(
         self,
@@ -213,14 +185,19 @@ class Comm:
         if timeout is None or _is_long(timeout):
             try:
                 value = short.recv(source, tag, out)
-                if value is not NotImplemented:
-                    if status is not None:
-                        status.source, status.tag, status.nbytes = short.source, short.tag, short.length
+                if type(value) is Receive:
+                    value = self._finish(value, Deadline.after(timeout), status)
+                elif value is not NOTHING and status is not None:
+                    status.source, status.tag, status.nbytes = short.source, short.tag, short.length
+                if value is not NOTHING:
                     if out is None:
                         short.given = None  # a plain store: no handler can run between here and the caller
                     return value
             except BaseException as error:
+                SHIELD.depth += self._shields  # a plain store, as above: no second handler may run before all is back
                 self._give_back(out, error)
+                if isinstance(error, DeadlineExceeded):
+                    raise _named(error, "recv from", source, tag) from None
                 raise
         return self._recv(source, tag, out, timeout, status)
 
@@ -292,6 +269,16 @@ class Comm:
             SHIELD.leave(self._endpoint.abandon, operations)
         return result
 
+    def _finish(self, receive: Receive, deadline: Deadline, status: Status | None) -> Any:
+        """Wait for a message that has begun to come."""
+        shielded = SHIELD.enter()
+        try:
+            self._endpoint.wait((receive,), deadline)
+            return self._take(receive, status)
+        finally:
+            if shielded:
+                SHIELD.leave()
+
     def _give_back(self, out: Array | None, error: BaseException) -> None:
         """What came by the short cut, and never got to who asked for it, is the next in line again.
 
@@ -299,22 +286,32 @@ class Comm:
             Exception: It cannot be unpickled, and is gone. That was the ``error`` then, not a signal handler's.
         """
         short = self._short
-        value, short.given = short.given, None
-        if short.thread != get_ident() or (value is None and not short.landed):
-            return
-        encoded = encode_parts(value) if type(value) is list else encode_value(out if short.landed else value)
-        source, tag = short.source, short.tag
-        self._endpoint.put_back(self._context, self._members[source], tag, 0, encoded)
-        if type(value) is list and isinstance(error, Exception):
-            self._try_again(source, tag)
+        try:
+            value, landed = short.given, short.landed
+            if short.thread != get_ident():
+                return
+            short.given = None
+            if isinstance(value, Operation):
+                self._endpoint.abandon((value,))
+            elif landed or value is not NOTHING:
+                encoded = encode_parts(value) if type(value) is list else encode_value(out if landed else value)
+                member, tag = self._members[short.source], short.tag
+                self._endpoint.put_back(self._context, member, tag, 0, encoded, eager=short.length <= EAGER_LIMIT)
+                if type(value) is list and isinstance(error, Exception):
+                    self._try_again(member, tag)
+        finally:
+            if self._shields:
+                SHIELD.leave()
 
-    def _try_again(self, source: int, tag: int) -> None:
+    def _try_again(self, member: int, tag: int) -> None:
         """Unpickle the next message once more, with handlers deferred. If that succeeds, put it back."""
         shielded = SHIELD.enter()
         try:
-            receive = self._endpoint.receive(self._context, self._members[source], tag)
+            receive = self._endpoint.receive(self._context, member, tag, deadline=Deadline.after(0))
             self._take(receive, None)
             self._endpoint.abandon((receive,))
+        except DeadlineExceeded:  # another thread was waiting for it
+            pass
         finally:
             if shielded:
                 SHIELD.leave()
@@ -337,7 +334,7 @@ class Comm:
 
     def barrier(self, *, timeout: float | None = None) -> None:
         """Return when every rank has called it. ⌈log₂ size⌉ rounds."""
-        self._collect("barrier", "", choose.barrier(self.rank, self.size), timeout)
+        self._driver.run(_BARRIER, choose.barrier(self.rank, self.size), timeout)
 
     def broadcast(
         self,
@@ -360,10 +357,10 @@ class Comm:
         Raises:
             UsageError: What came does not fit ``out``.
         """
-        self._member(root, "root")
-        out = None if self.rank == index(root) else _checked_out(out)
+        root = self._root(root)
+        out = None if self.rank == root else _checked_out(out)
         schedule = choose.broadcast(self.rank, self.size, root, value, out)
-        return _in(out, self._collect("broadcast", f"root={root}", schedule, timeout))
+        return _in(out, self._driver.run(signature("broadcast", root), schedule, timeout))
 
     def reduce(
         self,
@@ -389,12 +386,12 @@ class Comm:
             On the root a value of its own (or ``out``), elsewhere None. The bracketing depends on the number
             of ranks alone, so the bits are the same from run to run and wherever the ranks run.
         """
-        self._member(root, "root")
+        root = self._root(root)
         operator = as_operator(op)
-        out = _checked_out(out) if self.rank == index(root) else None
+        out = _checked_out(out) if self.rank == root else None
         schedule = choose.reduce(self.rank, self.size, root, value, operator, out)
-        what = f"root={root}, op={operator.name}, {_kind_of(value)}"
-        return _in(out, self._collect("reduce", what, schedule, timeout))
+        called = signature_of_reduction("reduce", root, operator.name, value)
+        return _in(out, self._driver.run(called, schedule, timeout))
 
     def allreduce(
         self,
@@ -412,20 +409,21 @@ class Comm:
         operator = as_operator(op)
         out = _checked_out(out)
         schedule = choose.allreduce(self.rank, self.size, value, operator, out)
-        return _in(out, self._collect("allreduce", f"op={operator.name}, {_kind_of(value)}", schedule, timeout))
+        called = signature_of_reduction("allreduce", None, operator.name, value)
+        return _in(out, self._driver.run(called, schedule, timeout))
 
     def gather(self, value: object, root: int = 0, *, timeout: float | None = None) -> list[Any] | None:
         """The values of all ranks as a list in rank order on the root; None elsewhere.
 
         Values may be of any types and sizes. The root's own is in the list itself, not a copy.
         """
-        self._member(root, "root")
+        root = self._root(root)
         schedule = choose.gather(self.rank, self.size, root, value)
-        return self._collect("gather", f"root={root}", schedule, timeout)
+        return self._driver.run(signature("gather", root), schedule, timeout)
 
     def allgather(self, value: object, *, timeout: float | None = None) -> list[Any]:
         """The values of all ranks as a list in rank order, on every rank; one's own is not a copy."""
-        return self._collect("allgather", "", choose.allgather(self.rank, self.size, value), timeout)
+        return self._driver.run(_ALLGATHER, choose.allgather(self.rank, self.size, value), timeout)
 
     def scatter(
         self,
@@ -448,9 +446,9 @@ class Comm:
         Raises:
             UsageError: On the root, ``values`` does not have ``size`` items. Nothing was sent.
         """
-        self._member(root, "root")
+        root = self._root(root)
         schedule = choose.scatter(self.rank, self.size, root, values, _checked_out(out))
-        return _in(out, self._collect("scatter", f"root={root}", schedule, timeout))
+        return _in(out, self._driver.run(signature("scatter", root), schedule, timeout))
 
     def partition(self, n: int) -> tuple[int, int]:
         """This rank's share of ``n`` items: ``(start, count)``. The first ``n % size`` ranks get one more.
@@ -459,113 +457,7 @@ class Comm:
         """
         return partition(n, self.size, self.rank)
 
-    def _collect(self, name: str, detail: str, schedule: Schedule[T], timeout: float | None) -> T:
-        """Run one collective: number it, say what was called, and follow its schedule."""
-        deadline = Deadline.after(timeout)
-        what = f"{name}({detail})"
-        try:
-            call = Call(self._sequence, fingerprint_of(what), what, *_call_site())
-            self._sequence += 1
-            self._calls.append(call)
-            self._endpoint.begin_call(self._collective, call.sequence, call.fingerprint)
-            return self._follow(schedule, call, deadline)
-        except BaseException as error:
-            self._spoil(what, error)
-            if isinstance(error, DeadlineExceeded):
-                raise DeadlineExceeded(f"{what}: timeout of {timeout} s passed; {_UNUSABLE}") from None
-            raise
-
-    def _follow(self, schedule: Schedule[T], call: Call, deadline: Deadline) -> T:
-        """The driver of blocking collectives."""
-        endpoint = self._endpoint
-        patience = Deadline.after(PATIENCE), partial(self._report, call)
-        result: Any = None
-        try:
-            while True:
-                steps = schedule.send(result)
-                alone = not isinstance(steps, tuple)
-                done = self._take_shortcuts((steps,) if alone else steps, call)  # type: ignore[arg-type]
-                left = [operation for operation in done if isinstance(operation, Operation)]
-                if left:
-                    endpoint.wait(left, deadline, patience)
-                    done = [_result(item) if isinstance(item, Operation) else item for item in done]
-                result = done[0] if alone else done
-        except StopIteration as finished:
-            return finished.value  # type: ignore[no-any-return]
-
-    def _report(self, call: Call) -> None:
-        """Patience is lost, perhaps not for the first time in this collective."""
-        if self._reported is call:
-            return
-        self._reported = call
-        self._keeper.called(self._context, call.sequence, call.fingerprint, str(call))
-
-    def _take_shortcuts(self, steps: tuple[Step, ...], call: Call) -> list[Any]:
-        """The results of these steps, in order; in place of one that must be waited for, its operation.
-
-        Sends go first, as far as they can, and receives follow: so nobody waits for what we have not sent. The first
-        receive that has no short cut ends them, because the messages of a pair have an order.
-        """
-        short, quick = self._short_collective, True
-        done: list[Any] = [None] * len(steps)
-        try:
-            for i, step in enumerate(steps):
-                if isinstance(step, Send) and not short.send(step.value, step.peer, call.sequence, call.fingerprint):
-                    done[i] = self._start_one(step, call)
-            for i, step in enumerate(steps):
-                if isinstance(step, Recv):
-                    if quick:
-                        done[i] = short.recv(step.peer, call.sequence, step.out, call.fingerprint)
-                        quick = done[i] is not NotImplemented
-                    if not quick:
-                        done[i] = self._start_one(step, call)
-        except BaseException:
-            self._endpoint.abandon([item for item in done if isinstance(item, Operation)])
-            raise
-        short.given = None
-        return done
-
-    def _start_one(self, step: Step, call: Call) -> Transfer | Receive:
-        peer = self._members[step.peer]
-        if isinstance(step, Send):
-            return self._endpoint.start_send(
-                peer, self._collective, call.sequence, step.value, fingerprint=call.fingerprint
-            )
-        return self._endpoint.start_receive(self._collective, peer, call.sequence, out=step.out, strict=False)
-
-    def _spoil(self, what: str, error: BaseException) -> None:
-        """A collective did not end well: nothing may follow it on this communicator."""
-        if isinstance(error, RmpiError) and not isinstance(error, DeadlineExceeded | UsageError):
-            reason: RmpiError = error
-        else:
-            reason = ChannelClosed(f"an earlier {what} ended with {type(error).__name__}; {_UNUSABLE}")
-        self._endpoint.give_up(self._collective, reason)
-
-    # ---------------------------------------------------------------------------- disagreement, end
-
-    def call(self, sequence: int) -> Call | None:
-        """What this rank called as collective ``sequence``; None if not yet, or forgotten."""
-        return next((call for call in list(self._calls) if call.sequence == sequence), None)
-
-    @property
-    def last_call(self) -> Call | None:
-        """The last collective that this rank called."""
-        return self._calls[-1] if self._calls else None
-
-    def report_mismatch(self, arrival: Arrival) -> None:
-        """A frame came that belongs to another call than was made here: have everybody told."""
-        call = self.call(arrival.tag)
-        if call is not None:
-            self._keeper.mismatch(self._context, call.sequence, call.fingerprint, str(call), arrival.source)
-
-    @property
-    def context(self) -> int:
-        """The number that keeps this communicator's messages apart from all others'."""
-        return self._context
-
-    def rank_of(self, endpoint: int) -> int | None:
-        """The rank at an endpoint, if it is a member."""
-        return self._rank_of.get(endpoint)
+    # ------------------------------------------------------------------------------------------ end
 
     def __enter__(self) -> Comm:
         return self
@@ -591,13 +483,22 @@ class Comm:
             raise RankError(f"{argument}={number}: there are only ranks 0 to {self.size - 1}")
         return self._members[number]
 
+    def _root(self, root: int) -> int:
+        """``root`` as a plain number."""
+        if type(root) is int and 0 <= root < self.size:
+            return root
+        self._member(root, "root")
+        return int(index(root))
+
+
+def driver_of(comm: Comm) -> Driver:
+    """The driver of its collectives: for whoever connects a communicator with its `Keeper`."""
+    return comm._driver
+
 
 def _is_long(timeout: object) -> bool:
     """Whether that much time allows for the short cut, which does not look at the clock."""
     return type(timeout) in (int, float) and timeout >= LONG_ENOUGH  # type: ignore[operator]
-
-
-_UNUSABLE = "this communicator cannot be used for collectives any more, because ranks may be in the middle of it"
 
 
 def _named(error: DeadlineExceeded, doing: str, rank: int, tag: int) -> DeadlineExceeded:
@@ -605,32 +506,6 @@ def _named(error: DeadlineExceeded, doing: str, rank: int, tag: int) -> Deadline
     whom = "any rank" if _is(rank, ANY_SOURCE) else f"rank {rank}"
     which = "any tag" if tag == ANY else f"tag {tag}"
     return DeadlineExceeded(f"{doing} {whom}, {which}: {error}")
-
-
-def _result(operation: Operation) -> Any:
-    return operation.take() if isinstance(operation, Receive) else None
-
-
-def _kind_of(value: object) -> str:
-    """What ranks must agree on: dtype and shape of an array, or only that it is none."""
-    if not isinstance(value, np.ndarray):
-        return "object"
-    plain = type(value) in (np.ndarray, np.memmap)
-    return f"{'array' if plain else type(value).__qualname__} {value.shape} of {value.dtype}"
-
-
-@lru_cache(maxsize=1024)
-def fingerprint_of(what: str) -> int:
-    """64 bits of BLAKE2b (RFC 7693) of what was called, never 0."""
-    return int.from_bytes(blake2b(what.encode(), digest_size=8).digest(), "little") or 1
-
-
-def _call_site() -> tuple[str, int]:
-    """File and line of the first caller outside this package."""
-    frame = sys._getframe(2)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        frame = frame.f_back
-    return frame.f_code.co_filename, frame.f_lineno
 
 
 def _is(given: object, wildcard: int) -> bool:

@@ -54,7 +54,16 @@ class Operator:
         UsageError: ``function`` cannot be called with two values.
     """
 
-    __slots__ = ("_exact", "_function", "_ufunc", "commutes", "name", "reproducible")
+    __slots__ = (
+        "_exact",
+        "_exact_arrays",
+        "_function",
+        "_kept",
+        "_ufunc",
+        "commutes",
+        "name",
+        "reproducible",
+    )
 
     def __init__(
         self,
@@ -69,15 +78,20 @@ class Operator:
         self.commutes = commutes
         self.reproducible = reproducible
         self._function = function
-        self._ufunc = function if isinstance(function, np.ufunc) and function.signature is None else None
+        self._kept: np.dtype[Any] | None = None  # the last dtype that was seen to be kept
+        self._apply_to_arrays(function if isinstance(function, np.ufunc) and function.signature is None else None)
         # np.multiply may be given complex scalars too, which it rounds as the processor likes.
-        self._exact = self._ufunc in _EXACT_UFUNCS and self._ufunc is not np.multiply
+        self._exact = self._exact_arrays and self._ufunc is not np.multiply
+
+    def _apply_to_arrays(self, ufunc: np.ufunc | None) -> None:
+        self._ufunc = ufunc
+        self._exact_arrays = ufunc in _EXACT_UFUNCS
 
     def __call__(self, left: Any, right: Any) -> Any:
         """Combine two values, left from the lower ranks. For ufuncs the result is always a new value."""
         return self.combine(left, right)
 
-    def combine(self, left: Any, right: Any, into: object = None) -> Any:
+    def combine(self, left: Any, right: Any, into: Any = None) -> Any:
         """Combine two values, in the memory of ``into`` where possible; then the result *is* ``into``.
 
         ``into`` is whatever belongs to the caller of this method, often one of the operands. It is used when
@@ -86,19 +100,38 @@ class Operator:
         ufunc = self._ufunc
         if ufunc is None or not (isinstance(left, np.ndarray) or isinstance(right, np.ndarray)):
             return self._function(left, right)
-        if _fits(ufunc, left, right, into):
+        if type(left) is type(right) is np.ndarray and (into is right or into is left):
+            dtype = left.dtype  # the usual case, at the price of a few comparisons
+            if dtype is self._kept and dtype is right.dtype and left.shape == right.shape and into.flags.writeable:
+                return ufunc(left, right, out=into)
+        if self._fits(ufunc, left, right, into):
             return ufunc(left, right, out=into)
         return np.asanyarray(ufunc(left, right))  # a ufunc of 0-d arrays returns a scalar
+
+    def _fits(self, ufunc: np.ufunc, left: Any, right: Any, into: Any) -> bool:
+        if not (type(into) is type(left) is type(right) is np.ndarray):
+            return False
+        dtype = into.dtype
+        if dtype is not self._kept:
+            if not _keeps(ufunc, dtype):
+                return False
+            self._kept = dtype
+        return (
+            into.shape == left.shape == right.shape
+            and (left.dtype is dtype or left.dtype == dtype)
+            and (right.dtype is dtype or right.dtype == dtype)
+            and into.flags.writeable
+        )
 
     def exact_for(self, value: object) -> bool:
         """Whether equal operands like ``value`` surely give equal bits wherever this is applied.
 
         Of values that are not arrays only that is looked at, because ranks may bring different types.
         """
-        if self._ufunc is None or not isinstance(value, np.ndarray):
+        if not isinstance(value, np.ndarray):
             return self._exact
         fused = self._ufunc is np.multiply and value.dtype.kind == "c"
-        return self._ufunc in _EXACT_UFUNCS and not fused
+        return self._exact_arrays and not fused
 
     def keeps(self, dtype: np.dtype[Any]) -> bool:
         """Whether arrays of ``dtype`` are combined element by element into the same dtype."""
@@ -114,7 +147,14 @@ def as_operator(op: Operator | Callable[[Any, Any], Any]) -> Operator:
     Raises:
         UsageError: It is none of these.
     """
-    return op if isinstance(op, Operator) else Operator(op)
+    if isinstance(op, Operator):
+        return op
+    return _of_ufunc(op) if isinstance(op, np.ufunc) else Operator(op)
+
+
+@lru_cache(maxsize=256)
+def _of_ufunc(ufunc: np.ufunc) -> Operator:
+    return Operator(ufunc)
 
 
 def _check(function: object) -> None:
@@ -155,16 +195,6 @@ def _name(function: object) -> str:
     return f"{function.__module__}.{function.__qualname__}"
 
 
-def _fits(ufunc: np.ufunc, left: Any, right: Any, into: Any) -> bool:
-    return (
-        type(into) is type(left) is type(right) is np.ndarray
-        and into.shape == left.shape == right.shape
-        and into.dtype == left.dtype == right.dtype
-        and into.flags.writeable
-        and _keeps(ufunc, into.dtype)
-    )
-
-
 @lru_cache(maxsize=256)
 def _keeps(ufunc: np.ufunc, dtype: np.dtype[Any]) -> bool:
     try:
@@ -176,7 +206,7 @@ def _keeps(ufunc: np.ufunc, dtype: np.dtype[Any]) -> bool:
 
 def _builtin(name: str, ufunc: np.ufunc, function: Callable[[Any, Any], Any]) -> Operator:
     made = Operator(function, name=name, commutes=True)
-    made._ufunc = ufunc
+    made._apply_to_arrays(ufunc)
     made._exact = True
     return made
 

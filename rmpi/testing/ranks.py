@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
-from rmpi.comm.communicator import Comm
+from rmpi.comm.communicator import Comm, driver_of
 from rmpi.deadline import Deadline
 from rmpi.errors import CollectiveMismatch, DeadlineExceeded, PeerExited, PeerLost, RankFailed
 from rmpi.places.calls import CallBook, Report
@@ -62,7 +62,7 @@ class Fabric:
         two.crank.post(partial(two.add_link, links[1]))
 
     def _mismatched(self, ident: int, arrival: Any, _called: int) -> None:
-        self.comms[ident].report_mismatch(arrival)
+        driver_of(self.comms[ident]).report_mismatch(arrival)
 
     def report(self, ident: int, context: int, sequence: int, fingerprint: int, what: str) -> None:
         """A rank says what it called. If that disagrees, break the communicator on every rank."""
@@ -95,7 +95,7 @@ class _Keeper:
 
     def mismatch(self, context: int, sequence: int, fingerprint: int, what: str, other: int) -> None:
         self.called(context, sequence, fingerprint, what)
-        theirs = self._fabric.comms[other].call(sequence)
+        theirs = driver_of(self._fabric.comms[other]).call(sequence)
         if theirs is not None:
             self._fabric.report(other, context, sequence, theirs.fingerprint, str(theirs))
 

@@ -1,27 +1,37 @@
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from rmpi.transport.operation import Operation
 
 VERSION: int
 EAGER_LIMIT: int
 CREDIT: int
 CREDIT_STEP: int
 FRAME_COST: int
-OUT_OF_BAND: int
+CHUNK: int
 DATA: int
 
 class Lane:
-    """The two rings of one pair. Raises `WireError` where the peer's positions are garbage."""
+    """The two rings of one pair, or its socket. Raises `WireError` where the peer's positions are garbage.
+
+    A socket lane (`use_socket`) is written by ports and flights alone; whoever else writes to the socket does so himself.
+    """
 
     peer: int
     edge: bool  # whoever reads stands between two frames
-    wants_room: bool  # something waits to be written
+    wants_room: bool  # something waits to be written; of a socket lane also: and the epoll will tell of room
     quick: bool  # ports may use it
     closed: bool
+    socket: bool
+    hung_up: bool  # nothing more comes out of the socket, though some may be left in the ring
     credit: int
     owed: int
 
     def __new__(cls, ident: int, peer: int, bell: int, credit: int) -> Lane: ...
+    def use_socket(self) -> None:
+        """Be a socket lane: ``bell`` is the connected socket itself, non-blocking."""
+
     def map_out(self, fd: int, capacity: int, /) -> None: ...
     def map_in(self, fd: int, capacity: int, /) -> None: ...
     def write(self, data: bytes | bytearray | memoryview, /) -> int:
@@ -31,16 +41,25 @@ class Lane:
         """Read what there is, at most as much as fits; how many bytes that was."""
 
     def stirs(self) -> bool:
-        """There is something to read, or there is room and it is wanted."""
+        """There is something to read, or there is room and it is wanted.
+
+        Of a socket lane: something was read ahead, or a port has left something to be written; without a system call.
+        """
 
     def arm(self) -> bool:
-        """Have the bell rung as soon as the lane stirs. True: it does already."""
+        """Have the bell rung as soon as the lane stirs. True: it does already.
+
+        A socket lane is left alone by ports until the next `stirring`, so that whoever sleeps over its socket is woken.
+        """
 
     def empty(self) -> bool:
         """Nothing is there to be read."""
 
     def queues(self, pending: deque[Any], streams: deque[Any], /) -> None:
-        """What waits to be written: while there is any, no port may write."""
+        """What waits to be written: while there is any, no port may write.
+
+        What a socket does not take of what a port writes joins ``pending``.
+        """
 
     def close(self) -> None:
         """Never touch the memory again. It is unmapped with the object."""
@@ -51,9 +70,11 @@ class Port:
     source: int  # rank, tag and payload bytes of what was received last
     tag: int
     length: int
-    given: Any  # a value received that its caller may not have got; a pickle as the list of its parts
-    landed: bool  # what was received last is in the caller's array
-    thread: int  # that received it
+    landed: bool  # it is in the caller's array
+    given: (
+        Any  # a value, a list of a pickle's parts, or an operation that the caller may not have got; assign to forget
+    )
+    thread: int  # that made it, and alone receives by it
 
     def __new__(
         cls,
@@ -64,23 +85,58 @@ class Port:
         receives: dict[Any, Any],
         broken: dict[Any, Any],
         locked: Callable[[], bool],
+        acquire: Callable[[bool], bool],
+        release: Callable[[], None],
         threads: Callable[[], int],
-        spin: float,
-        yields: bool,
         array_type: type,
         describe: Callable[[Any], bytes | None],
         new_array: Callable[[bytes], Any],
         dumps: Callable[..., bytes],
         loads: Callable[..., Any],
+        adopt_send: Callable[..., Operation],
+        adopt_receive: Callable[..., Operation],
+        nothing: object,
+        spin: float,
+        yields: bool,
     ) -> Port: ...
     def attach(self, lane: Lane, /) -> None:
         """Use this lane for the rank at its other end."""
 
-    def send(self, value: object, rank: int, tag: int, fingerprint: int = 0, /) -> bool:
-        """Send it now and whole, or False. Raises what pickling raises."""
+    def send(self, value: object, rank: int, tag: int, fingerprint: int = 0, /) -> Any:
+        """Send it now and whole (True), or not at all (False); or a `Transfer` that has begun.
+
+        Raises what pickling raises.
+        """
+
+    def post(self, value: object, rank: int, tag: int, fingerprint: int, /) -> bool:
+        """As `send`, of what is small; it never waits."""
 
     def recv(self, rank: int, tag: int, out: Any, fingerprint: int = 0, /) -> Any:
-        """The next message from ``rank`` with ``tag`` (-1: any), or `NotImplemented`. Raises what unpickling raises."""
+        """The next message from ``rank`` with ``tag`` (-1: any), or ``nothing``; or a `Receive` that has begun.
+
+        Raises what unpickling raises.
+        """
+    def exchange(self, value: object, to: int, source: int, tag: int, out: Any, fingerprint: int, /) -> tuple[Any, Any]:
+        """What `send` and `recv` would return, but of both at the same time, so that neither waits for the other.
+
+        If nothing was sent, nothing was received.
+        """
+
+class Flight:
+    """A large message that has begun, outgoing if it has a ``message`` number from the start; see `fly`."""
+
+    stage: int  # 0: awaited, 1: offered, 2: under way, 3: landed
+    offset: int  # bytes of what was loaded that have left or come
+    frame: int  # bytes of the DATA frame that is under way
+    left: int  # those of them still to go; 0 between two frames
+    head: bytes | None  # of an awaited one: the first OFFER that came, which was taken
+
+    def __new__(cls, lane: Lane, message: int, context: int) -> Flight: ...
+    def load(self, views: Sequence[Any], message: int, writable: bool, /) -> None:
+        """Where the payload lies, or, writable, where it shall land."""
+
+def fly(out: Flight | None, incoming: Flight | None, limit: int, yields: bool, /) -> bool:
+    """Move both until they have landed (True), meet what Python must see, or do not move for ``limit`` ns."""
 
 def stirring(lanes: list[Lane], /) -> list[Lane]:
     """Those that stir."""

@@ -114,12 +114,12 @@ class Transfer(Operation):
         """Copy what the medium has not been handed yet, so that the caller may change the value."""
         if all(isinstance(segment, bytes) for segment in self.segments):
             return  # nobody can change it
-        self.segments = [bytes(view) for view in self._views(self.offset, self.length - self.offset)]
+        self.segments = [bytes(view) for view in self.views(self.offset, self.length - self.offset)]
         self.skipped = self.offset
 
     def next_data(self) -> Frame:
         """The next DATA frame; moves `offset` past it."""
-        views = self._views(self.offset, min(CHUNK, self.length - self.offset))
+        views = self.views(self.offset, min(CHUNK, self.length - self.offset))
         length = sum(view.nbytes for view in views)
         frame = Frame(
             Kind.DATA,
@@ -136,7 +136,8 @@ class Transfer(Operation):
         self.offset += length
         return frame
 
-    def _views(self, start: int, count: int) -> list[memoryview]:
+    def views(self, start: int, count: int) -> list[memoryview]:
+        """``count`` bytes of the payload from ``start`` on, which must not have been forgotten."""
         views = []
         start -= self.skipped
         for segment in self.segments:

@@ -12,7 +12,8 @@ an operation of the leader's that another thread brings to its end.
 
 **Shared memory** tells nobody of its news: its lanes are looked at in every turn, and armed before every sleep, so that
 a byte in a socket wakes who sleeps. Spinning over them is one call without the GIL, which gives the processor away
-between two looks where ranks outnumber cores.
+between two looks where ranks outnumber cores. A lane over a socket is looked at for what has been read ahead of it, which no
+descriptor tells of, in the same places; for the rest its socket does.
 
 **No wake-up is lost.** A leader sets `_asleep` and then looks at the posted work once more; a poster appends
 and then looks at `_asleep`. Under the GIL both see one order of these four steps, so at least one of them
@@ -58,6 +59,7 @@ class Crank:
     """The progress loop of one endpoint.
 
     Attributes:
+        leads: Some thread turns it, and may be asleep.
         lock: Held for every change of the endpoint's state.
         spin: Seconds to look again before sleeping.
         crowded: Ranks outnumber cores: it spins over shared memory alone, and gives way to others meanwhile.
@@ -72,9 +74,10 @@ class Crank:
         self.spin = spin
         self.crowded = crowded
         self._lanes: list[Lane] = []
+        self._spinning: list[Lane] = []  # those of them that are shared memory
         self._stirred: dict[Lane, Callable[[], None]] = {}
         self._rings: Any = None  # the extension, once there is a lane
-        self._leading = False
+        self.leads = False
         self._followers: list[threading.Lock] = []
         self._posted: deque[Callable[[], None]] = deque()
         self._asleep = False
@@ -98,11 +101,15 @@ class Crank:
 
         self._rings = _ring
         self._stirred[lane] = stirred
-        self._lanes = list(self._stirred)
+        self._list_lanes()
 
     def unwatch(self, lane: Lane) -> None:
         self._stirred.pop(lane, None)
+        self._list_lanes()
+
+    def _list_lanes(self) -> None:
         self._lanes = list(self._stirred)
+        self._spinning = [lane for lane in self._lanes if not lane.socket]
 
     def want_room(self, fd: int, wanted: bool) -> None:
         """Whether ``ready`` shall also be called when ``fd`` takes more output."""
@@ -130,7 +137,7 @@ class Crank:
     def progress(self) -> None:
         """One turn, unless another thread leads."""
         with self.lock:
-            if not self._leading and not self.closed:
+            if not self.leads and not self.closed:
                 self.turn()
         if self.attention:
             self._after()
@@ -143,8 +150,8 @@ class Crank:
                     self._appoint()  # perhaps it was this thread that was woken to lead
                     self._check_open(operation)
                     return True
-                follower = self._follow(operation) if self._leading else None
-                self._leading = True
+                follower = self._follow(operation) if self.leads else None
+                self.leads = True
             if follower is None:
                 try:
                     return self._lead(operation, deadline)
@@ -179,11 +186,11 @@ class Crank:
             elif self._asleep:
                 self._sleep_in_epoll(deadline)
                 until = self._spin_until()
-            elif self._lanes:
-                self._rings.spin(self._lanes, SPIN_SLICE, self.crowded)
+            elif self._spinning:
+                self._rings.spin(self._spinning, SPIN_SLICE, self.crowded)
 
     def _spin_until(self) -> float:
-        return now() + self.spin if self.spin and (self._lanes or not self.crowded) else 0.0
+        return now() + self.spin if self.spin and (self._spinning or not self.crowded) else 0.0
 
     def _may_sleep(self) -> bool:
         """Whether nothing is to be done; lanes are armed then. `_asleep` must be set before this is asked."""
@@ -216,14 +223,14 @@ class Crank:
 
     def _hand_over(self) -> None:
         with self.lock:
-            self._leading = False
+            self.leads = False
             if self.closed:
                 self._free()
             self._appoint()
 
     def _appoint(self) -> None:
         """If nobody leads, wake the first follower, which then leads or appoints the next. The lock is held."""
-        if self._followers and not self._leading:
+        if self._followers and not self.leads:
             _release(self._followers[0])
 
     def _rouse(self) -> None:
@@ -242,7 +249,7 @@ class Crank:
         deadline = Deadline(now() + seconds)
         with self.lock:
             self._check_open(None)
-            leads, self._leading = not self._leading, True
+            leads, self.leads = not self.leads, True
         if not leads:
             self.wait(Operation(), deadline)
             return
@@ -258,7 +265,7 @@ class Crank:
     def disown(self) -> None:
         """`close` in a forked child, with a lock of its own; whoever leads does not exist here."""
         self.lock = threading.Lock()
-        self._leading = self._asleep = False
+        self.leads = self._asleep = False
         self.close()
 
     def close(self) -> None:
@@ -266,8 +273,8 @@ class Crank:
         self.closed = True
         self._ready.clear()
         self._stirred.clear()
-        self._lanes = []
-        if self._leading:
+        self._list_lanes()
+        if self.leads:
             self._rouse()
         else:
             self._free()

@@ -28,6 +28,7 @@ from rmpi.errors import ChannelClosed, DeadlineExceeded, PeerLost, RmpiError
 from rmpi.transport.base import Link, Transfer
 from rmpi.transport.crank import Crank
 from rmpi.transport.ends import Ends
+from rmpi.transport.flights import Flights
 from rmpi.transport.incoming import Incoming
 from rmpi.transport.interrupts import SHIELD
 from rmpi.transport.matching import Arrival, Receive
@@ -85,7 +86,8 @@ class Endpoint:
         self._incoming = Incoming(ident, self._peers, unmatched_limit, self._note_conflict)
         self._outgoing = Outgoing(ident, self._peers)
         self._ends = Ends(ident, name_of, self._peers, self._incoming, self._outgoing)
-        self._shortcuts = Shortcuts(ident, self._ends.broken, self.crank)
+        self._flights = Flights(ident, self._peers, self._incoming, self.crank)
+        self._shortcuts = Shortcuts(ident, self._ends.broken, self.crank, self._flights)
         handlers = {**self._incoming.handlers(), **self._outgoing.handlers(), **self._ends.handlers()}
         self._peers.listen(self._incoming, handlers, self._ends)
 
@@ -113,7 +115,18 @@ class Endpoint:
             return self._shortcuts.open(context, tuple(members), known)
 
     def begin_call(self, context: int, sequence: int, fingerprint: int) -> None:
-        """Note which collective is called here as number ``sequence``, and compare with what has come."""
+        """Note which collective is called here as number ``sequence``, and compare with what has come.
+
+        Usually nothing has, and the lock is not needed to know: the call is noted first, so whoever parses a frame
+        from now on compares that with it; and whoever did so before has finished, and would have left an arrival, or
+        holds the lock at this moment. Under the GIL these steps have one order.
+        """
+        known, crank = self._incoming.matching.contexts[context], self.crank
+        known.remember_call(sequence, fingerprint)
+        if known.arrivals or self._ends.broken or crank.closed or crank.lock.locked():
+            self._begin_call(context, sequence, fingerprint)
+
+    def _begin_call(self, context: int, sequence: int, fingerprint: int) -> None:
         shielded = SHIELD.enter()
         try:
             with self.crank.lock:
@@ -300,6 +313,7 @@ class Endpoint:
         """Wait for all, or for the first that fails; one that is not done, if time ran out."""
         pending = [operation for operation in operations if not operation.done]
         if pending:
+            self._fly(pending)
             operation = pending[0] if len(operations) == 1 else self._together(operations)
             if patience is not None:
                 self._be_patient(operation, deadline, patience)
@@ -309,6 +323,11 @@ class Endpoint:
             if operation.error is not None:
                 raise fresh(operation.error)
         return None
+
+    def _fly(self, pending: Sequence[Operation]) -> None:
+        with self.crank.lock:
+            if not self.crank.leads and not self.crank.closed:
+                self._flights.take(pending)
 
     def _together(self, operations: Sequence[Operation]) -> Operation:
         with self.crank.lock:
@@ -338,11 +357,11 @@ class Endpoint:
                 elif isinstance(operation, Transfer) and not operation.done:
                     self._outgoing.abandon(operation)
 
-    def put_back(self, context: int, source: int, tag: int, fingerprint: int, value: Encoded) -> None:
+    def put_back(self, context: int, source: int, tag: int, fingerprint: int, value: Encoded, *, eager: bool) -> None:
         """A message that came by the short cut is the next in line again: who asked for it never got it."""
         with self._exclusively():
             if not self.crank.closed:
-                self._incoming.put_back(Arrival(source, context, tag, fingerprint), value)
+                self._incoming.put_back(Arrival(source, context, tag, fingerprint), value, eager)
 
     def progress(self) -> None:
         """Move whatever can move now, without waiting."""
@@ -358,7 +377,7 @@ class Endpoint:
     def add_link(self, link: Link) -> None:
         """Use a link from now on. Within progress."""
         self._peers.add_link(link)
-        if link.lane is not None:
+        if link.lane is not None and self._peers.peer(link.peer).link is link:
             self._shortcuts.add(link.lane)
         self._ends.link_added(link)
 

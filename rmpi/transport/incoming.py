@@ -24,7 +24,7 @@ Everything here happens *within progress*, the lock of the crank held.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from rmpi.errors import DeadlineExceeded, PeerExited, PeerLost, RmpiError, UsageError, WireError
@@ -32,7 +32,7 @@ from rmpi.transport.base import Link
 from rmpi.transport.matching import ANY, Arrival, Matching, Receive, take_views
 from rmpi.transport.peers import FRAME_COST, Handler, Peers
 from rmpi.wire.codec import Encoded, check_value
-from rmpi.wire.frames import Frame, Kind
+from rmpi.wire.frames import Buffer, Frame, Kind
 
 CREDIT_STEP = 128 << 10
 """Consumed bytes after which credit goes back: few frames, and a sender is never starved for long."""
@@ -65,6 +65,42 @@ class Incoming:
             Kind.DATA: self._on_data,
             Kind.WITHDRAW: self._on_withdraw,
         }
+
+    # ------------------------------------------------------------------------------- flights
+
+    def offered(self, frame: Frame) -> Arrival | None:
+        """Take an offer; the message, if it was granted at once and somebody waits for it."""
+        self._on_offer(None, frame)
+        arrival = self._peers.peer(frame.source).receiving.get(frame.message)
+        return arrival if arrival is not None and arrival.granted and arrival.receive is not None else None
+
+    def adopt(self, offer: Frame, receive: Receive, begun: bytes | None) -> Arrival:
+        """A message that was granted to ``receive`` by somebody else; what has ``begun`` to come is copied."""
+        arrival = Arrival.of(offer)
+        arrival.receive = receive
+        arrival.granted = True
+        arrival.open()
+        if begun:
+            _fill(arrival, [begun])
+        self._peers.peer(offer.source).receiving[offer.message] = arrival
+        return arrival
+
+    def advance(self, arrival: Arrival, count: int, frame: int, left: int) -> tuple[Frame, list[memoryview]] | None:
+        """``count`` bytes of a granted message were read for us.
+
+        Returns:
+            In the middle of a DATA frame, of which ``left`` of ``frame`` bytes are missing: the frame, and where
+            they belong.
+        """
+        take_views(arrival.rest, count)
+        arrival.landed = arrival.lent + count - (frame - left if left else 0)
+        arrival.lent += count + left
+        if arrival.landed == arrival.length:
+            self._complete(arrival)
+        if not left:
+            return None
+        begun = Frame(Kind.DATA, arrival.source, self._ident, tag=arrival.landed, message=arrival.message, length=frame)
+        return begun, take_views(arrival.rest, left)
 
     # ------------------------------------------------------------------------------- asking
 
@@ -131,9 +167,8 @@ class Incoming:
             self.unmatched += cost if counted else -cost
 
     def begin_call(self, context: int, sequence: int, fingerprint: int) -> None:
-        """Note which collective is called here as number ``sequence``, and compare with what has come."""
+        """Compare the collective that is called here as number ``sequence`` with what has come of it."""
         known = self.matching.contexts[context]
-        known.remember_call(sequence, fingerprint)
         early = [queue[0] for (_, tag), queue in known.arrivals.items() if tag == sequence]
         for arrival in early:
             if arrival.fingerprint != fingerprint:
@@ -205,7 +240,7 @@ class Incoming:
                 return receive
             receive.finish(UsageError(reason))
 
-    def _on_offer(self, _link: Link, frame: Frame) -> None:
+    def _on_offer(self, _link: Link | None, frame: Frame) -> None:
         receiving = self._peers.peer(frame.source).receiving
         if not frame.message or frame.message in receiving:
             raise WireError(f"offer without a number of its own: {frame}")
@@ -294,18 +329,16 @@ class Incoming:
         arrival.receive = receive.arrival = None
         self._rematch(arrival)
 
-    def put_back(self, arrival: Arrival, value: Encoded) -> None:
+    def put_back(self, arrival: Arrival, value: Encoded, eager: bool) -> None:
         """A message that came by the short cut, whose receive was given up after it was consumed."""
         arrival.metadata, arrival.length = value.metadata, value.nbytes
         arrival.open(own=True)
-        for segment in value.segments:
-            for view in take_views(arrival.rest, memoryview(segment).nbytes):
-                copied = memoryview(segment).cast("B")
-                view[:] = copied[: view.nbytes]
-                segment = copied[view.nbytes :]
+        _fill(arrival, value.segments)
         arrival.complete = True
+        arrival.message = 0 if eager else 1  # as it was: what was offered has cost no credit
         arrival.serial = self.matching.before_all()
-        self._peers.peer(arrival.source).account.owed -= arrival.length + FRAME_COST
+        if eager:
+            self._peers.peer(arrival.source).account.owed -= arrival.length + FRAME_COST
         self._rematch(arrival)
 
     def _rematch(self, arrival: Arrival) -> None:
@@ -381,6 +414,17 @@ class Incoming:
         for receive in [receive for receive in self.matching.receives() if hopeless(receive)]:
             self.matching.cancel(receive)
             receive.finish(error)
+
+
+def _fill(arrival: Arrival, segments: Sequence[Buffer]) -> None:
+    """Copy the beginning of a message into the memory that it lands in; `Arrival.rest` stays whole."""
+    assert arrival.landing is not None
+    rest = [view for view in reversed(arrival.landing.views) if view.nbytes]
+    for segment in segments:
+        copied = memoryview(segment).cast("B")
+        for view in take_views(rest, copied.nbytes):
+            view[:] = copied[: view.nbytes]
+            copied = copied[view.nbytes :]
 
 
 def _cut(views: list[memoryview], like: list[memoryview]) -> list[memoryview]:

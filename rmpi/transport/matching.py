@@ -154,9 +154,9 @@ class Context:
         self.calls: dict[int, int] = {}
 
     def remember_call(self, sequence: int, fingerprint: int) -> None:
+        """Calls are numbered one after the other."""
         self.calls[sequence] = fingerprint
-        if len(self.calls) > REMEMBERED_CALLS:
-            del self.calls[next(iter(self.calls))]
+        self.calls.pop(sequence - REMEMBERED_CALLS, None)
 
 
 class Matching:

@@ -178,21 +178,27 @@ class Peers:
 
     def push(self, link: Link) -> None:
         """Let go what waits in a link, now and whenever it has room."""
-        if not link.flush() and link.lane is None:
-            self._crank.want_room(link.fileno(), True)
+        if not link.flush() and (link.lane is None or link.lane.socket):
+            self._want_room(link, True)
+
+    def _want_room(self, link: Link, wanted: bool) -> None:
+        """Whether the epoll shall tell when a socket takes more. Shared memory has a bell for that."""
+        self._crank.want_room(link.fileno(), wanted)
+        if link.lane is not None:
+            link.lane.wants_room = wanted
 
     # ------------------------------------------------------------------------------------ in
 
     def _stir(self, link: Link, mask: int) -> None:
         """A link can move."""
         if mask & select.EPOLLOUT and link.flush():
-            self._crank.want_room(link.fileno(), False)
+            self._want_room(link, False)
         if mask & ~select.EPOLLOUT:
             self._serve(link, heard=True)
 
     def _look(self, link: Link) -> None:
-        """Shared memory can move."""
-        link.flush()
+        """A lane can move."""
+        self.push(link)
         self._serve(link)
 
     def _serve(self, link: Link, *, heard: bool = False) -> None:
@@ -203,13 +209,16 @@ class Peers:
             for frame in link.receive():
                 self._handle(link, frame)
         except WireError as error:
-            self._drop(link)
-            link.close()
-            lost = PeerLost(f"the link to {self._name_of(link.peer)} broke: {error}")
-            self._verdict.end_peer(link.peer, lost)
+            self.refuse(link, error)
             return
         if link.closed:
             self._drop(link)
+
+    def refuse(self, link: Link, error: WireError) -> None:
+        """What came over a link is no frame, or not one that the peer can have meant."""
+        self._drop(link)
+        link.close()
+        self._verdict.end_peer(link.peer, PeerLost(f"the link to {self._name_of(link.peer)} broke: {error}"))
 
     def _handle(self, link: Link, frame: Frame) -> None:
         if frame.destination != self._ident:

@@ -36,7 +36,7 @@
 #define RING_DATA 1024
 
 /* Bytes copied between two looks at what the other side has done: both work at the same time. */
-#define RING_STEP (16u << 10)
+#define RING_STEP (32u << 10)
 
 struct ring_shared {
     _Alignas(RING_APART) _Atomic uint64_t tail; /* bytes ever written */

@@ -26,13 +26,12 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Iterator
 
 from rmpi.errors import WireError
 from rmpi.transport._ring import CREDIT, DATA, Lane
 from rmpi.transport.base import Sink
 from rmpi.transport.stream import NOTHING_NOW, StreamLink
-from rmpi.wire.frames import Buffer, Frame
+from rmpi.wire.frames import Buffer
 
 MEMORY = 256 << 20
 """Bytes of rings on one machine, unless ranks are so many that each ring has its least already."""
@@ -42,6 +41,7 @@ LEAST, MOST = 16 << 10, 1 << 20
 
 _GREETING = struct.Struct("<4sQ")
 _MAGIC = b"ring"
+_DESCRIPTORS = 2  # room for one too many, to see it
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
@@ -67,12 +67,11 @@ class ShmLink(StreamLink):
         Raises:
             OSError: No memory, or no descriptors, for it.
         """
-        super().__init__(peer, sock, sink, ahead=False)
+        self.lane: Lane
+        super().__init__(peer, sock, sink, Lane(ident, peer, sock.fileno(), CREDIT))
         self.medium = "shm"
-        self.lane: Lane = Lane(ident, peer, sock.fileno(), CREDIT)
         self._greeted = False
         self._hung_up = False
-        self.lane.queues(self._pending, self._streams)
         self._greet(capacity_for(ranks))
 
     def _greet(self, capacity: int) -> None:
@@ -89,15 +88,20 @@ class ShmLink(StreamLink):
         """Something came over the socket: the greeting, the bell, the end."""
         while not self._hung_up:
             try:
-                data, fds, _, _ = socket.recv_fds(self._socket, 4096, 1)
+                data, fds, _, _ = socket.recv_fds(self._socket, 4096, _DESCRIPTORS)
             except BlockingIOError:
                 return
             except OSError:
                 data, fds = b"", []
-            if not data:
-                self._hung_up = True
-            elif not self._greeted:
-                self._meet(data, fds)
+            try:
+                if not data:
+                    self._hung_up = True
+                    self.lane.quick = False  # whatever is sent to it now is for nobody
+                elif not self._greeted:
+                    self._meet(data, fds)
+            finally:
+                for fd in fds:
+                    os.close(fd)
 
     def _meet(self, data: bytes, fds: list[int]) -> None:
         """Map the peer's ring. The greeting is the first thing in the socket, and small enough to come whole."""
@@ -108,23 +112,17 @@ class ShmLink(StreamLink):
             self.lane.map_in(fds[0], capacity)
         except (struct.error, ValueError, OSError) as error:
             raise WireError(f"the peer's shared memory is of no use: {error}") from None
-        finally:
-            for fd in fds:
-                os.close(fd)
-        self.lane.quick = not self._broken
+        self.lane.quick = not (self._broken or self._finishing)
 
     def _check_ring(self, magic: bytes, capacity: int, fds: list[int]) -> None:
-        if magic != _MAGIC or not LEAST <= capacity <= MOST or len(fds) != 1:
+        if magic != _MAGIC or not LEAST <= capacity <= MOST:
             raise WireError("the peer's greeting is not one")
+        if not fds:  # the kernel drops those that find no room (unix(7))
+            raise WireError("the peer's shared memory did not come: too many open files here (ulimit -n)")
+        if len(fds) > 1:
+            raise WireError("the peer's greeting brings more than its shared memory")
         if fcntl.fcntl(fds[0], fcntl.F_GET_SEALS) & _SEALS != _SEALS or os.fstat(fds[0]).st_size != DATA + capacity:
             raise WireError("the peer's shared memory is not sealed, or not as large as it says")
-
-    def receive(self) -> Iterator[Frame]:
-        self.lane.edge = False
-        try:
-            yield from super().receive()
-        finally:
-            self.lane.edge = not self._decoder.mid_frame()
 
     def _read(self, view: memoryview) -> int:
         count = self.lane.read_into(view)
@@ -133,6 +131,9 @@ class ShmLink(StreamLink):
         return 0 if self._hung_up and self.lane.empty() else NOTHING_NOW
 
     def _write(self, buffers: list[Buffer]) -> int:
+        if self._broken or (self._hung_up and self._is_gone()):
+            self._break()
+            return 0
         written = 0
         for buffer in buffers:
             count = self.lane.write(buffer)
@@ -141,22 +142,24 @@ class ShmLink(StreamLink):
                 break
         return written
 
+    def _is_gone(self) -> bool:
+        """Whether the peer, from whom nothing more comes, will not read either. Ringing its bell says so."""
+        try:
+            self._socket.send(b"!", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return False
+
     def flush(self) -> bool:
         done = super().flush()
         self.lane.wants_room = not done
         return done
 
-    def finish(self) -> None:
-        self.lane.quick = False
-        super().finish()
-
-    def _break(self) -> None:
-        super()._break()
-        self.lane.quick = False
-
-    def close(self) -> None:
-        self.lane.close()
-        super().close()
+    def settled(self) -> bool:
+        """Nothing waits here. What lies in the ring, or in the socket, outlives us; the peer need not have looked."""
+        return self._broken or not (self._pending or self._streams)
 
 
 def _new_memory(size: int) -> int:

@@ -5,6 +5,10 @@ as DATA frames of `CHUNK` bytes, one at a time and only when nothing else waits,
 never queues behind more than one chunk. On the way in, `FrameDecoder` lends the payload's final memory
 to ``recv_into``.
 
+With a lane over the same socket, ports and flights may read and write it as well. Then all reading goes through the
+lane, which may have read ahead, and the decoder never does: between two frames, the next one lies where a `Port` may
+take it. Both write to the socket itself, a port only while nothing waits here.
+
 The socket is non-blocking; the endpoint sleeps. A connection that breaks is reported as closed, not as an
 error: whether the peer is dead is for its router to say.
 """
@@ -17,10 +21,14 @@ import struct
 import termios
 from collections import deque
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from rmpi.transport.base import Link, Sink, Transfer
 from rmpi.wire.decoder import FrameDecoder
 from rmpi.wire.frames import Buffer, Frame, encode
+
+if TYPE_CHECKING:
+    from rmpi.transport._ring import Lane
 
 READS = 32
 """Reads from one link before the others get their turn."""
@@ -37,21 +45,33 @@ _SIOCOUTQ = termios.TIOCOUTQ  # tcp(7): bytes in the send queue not yet acknowle
 class StreamLink(Link):
     """A link over a connected stream socket, which it owns from now on."""
 
-    def __init__(self, peer: int, sock: socket.socket, sink: Sink, *, ahead: bool = True) -> None:
-        """Use a connected socket; for ``ahead`` see `FrameDecoder`."""
+    def __init__(self, peer: int, sock: socket.socket, sink: Sink, lane: Lane | None = None) -> None:
+        """Use a connected socket, if there is a lane only by that."""
         super().__init__(peer)
+        self.lane = lane
         self.medium = "unix" if sock.family == socket.AF_UNIX else "tcp"
         sock.setblocking(False)
         if self.medium == "tcp":
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = sock
         self._fd = sock.fileno()
-        self._decoder = FrameDecoder(sink.lend, ahead=ahead)
+        self._decoder = FrameDecoder(sink.lend, ahead=lane is None)
         self._pending: deque[Buffer] = deque()  # bytes that must go next, in this order
         self._streams: deque[Transfer] = deque()
         self._leaving: Transfer | None = None  # whose last chunk is among `_pending`
         self._finishing = False
         self._broken = False
+        self._tell_lane()
+
+    def _tell_lane(self) -> None:
+        """Which queues ports must find empty."""
+        if self.lane is not None:
+            self.lane.queues(self._pending, self._streams)
+
+    def _slow_down(self) -> None:
+        """No port may use this link any more."""
+        if self.lane is not None:
+            self.lane.quick = False
 
     @property
     def staged(self) -> int:
@@ -71,6 +91,15 @@ class StreamLink(Link):
 
     def stream(self, transfer: Transfer) -> None:
         self._streams.append(transfer)
+
+    def resume(self, transfer: Transfer, left: int) -> None:
+        """Go on with a transfer that has begun; its last frame, up to `Transfer.offset`, lacks ``left`` bytes."""
+        if left:
+            self._pending.extend(transfer.views(transfer.offset - left, left))
+        if transfer.offset < transfer.length:
+            self._streams.append(transfer)
+        else:
+            self._leaving = transfer
 
     def flush(self) -> bool:
         while self._pending or self._next_chunk():
@@ -121,8 +150,19 @@ class StreamLink(Link):
     def _break(self) -> None:
         self._broken = True
         self._pending.clear()
+        self._slow_down()
 
     def receive(self) -> Iterator[Frame]:
+        if self.lane is None:
+            yield from self._receive()
+            return
+        self.lane.edge = False
+        try:
+            yield from self._receive()
+        finally:
+            self.lane.edge = not self._decoder.mid_frame()
+
+    def _receive(self) -> Iterator[Frame]:
         self.more = False
         for _ in range(READS):
             view = self._decoder.writable()
@@ -139,12 +179,19 @@ class StreamLink(Link):
 
     def _read(self, view: memoryview) -> int:
         """Bytes that were there, up to the length of ``view``; 0 at the end, `NOTHING_NOW` before it."""
+        if self.lane is not None:
+            count = self.lane.read_into(view)
+            return count if count or (self.lane.hung_up and self.lane.empty()) else NOTHING_NOW
         try:
             return self._socket.recv_into(view)
         except BlockingIOError:
             return NOTHING_NOW
         except OSError:
             return 0
+
+    def resume_reading(self, frame: Frame, views: list[memoryview]) -> None:
+        """Go on in the middle of a frame whose payload lacks ``views``."""
+        self._decoder.resume(frame, views)
 
     def fileno(self) -> int:
         return self._fd
@@ -155,8 +202,10 @@ class StreamLink(Link):
 
     def detach(self) -> None:
         self._pending = deque(bytes(buffer) for buffer in self._pending)
+        self._tell_lane()
 
     def finish(self) -> None:
+        self._slow_down()
         self._finishing = True
         self.flush()
 
@@ -186,6 +235,8 @@ class StreamLink(Link):
         return int(struct.unpack("i", answer)[0])
 
     def close(self) -> None:
+        if self.lane is not None:
+            self.lane.close()
         self.closed = True
         self._break()
         self._streams.clear()

@@ -79,6 +79,15 @@ class FrameDecoder:
         elif self._fill(count):
             yield self._finish()
 
+    def resume(self, frame: Frame, views: list[memoryview]) -> None:
+        """Go on in the middle of a payload that somebody else has read so far; ``views`` are what is left of it.
+
+        Only between two frames, of a decoder that does not read ahead.
+        """
+        frame.segments = views
+        self._frame = frame
+        self._views = [view for view in reversed(views) if view.nbytes]
+
     def relocate(self, belongs: Callable[[Frame], bool], views: list[memoryview]) -> None:
         """Let the payload being read, if its frame ``belongs``, go on at the same place in other memory.
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rmpi.comm import choose
-from rmpi.comm.collectives import gathering, reduction
+from rmpi.comm.collectives import direct, gathering, reduction
 from rmpi.comm.ops import MAX, MIN, PROD, SUM, Operator, as_operator
 from rmpi.errors import UsageError
 from rmpi.testing.simulate import simulate
@@ -152,6 +152,16 @@ def test_there_is_one_bracketing_whatever_the_root(size):
     assert everywhere.results == [BRACKETS[size]] * size
 
 
+@pytest.mark.parametrize("size", [size for size in BRACKETS if size > 1])
+def test_the_bracketing_is_the_same_in_one_round(size):
+    operator = as_operator(bracket)
+    everywhere = simulate(lambda rank: direct.allreduce(rank, size, str(rank), operator), size)
+    assert everywhere.results == [BRACKETS[size]] * size
+    for root in range(size):
+        run = simulate(lambda rank, root=root: direct.reduce(rank, size, root, str(rank), operator), size)
+        assert run.results == [BRACKETS[size] if rank == root else None for rank in range(size)]
+
+
 @both_modes
 @every_size
 def test_reduce_keeps_rank_order_at_every_root_without_an_extra_hop(size, synchronous):
@@ -182,7 +192,7 @@ def test_reduce_trace():
 
 
 def test_recursive_doubling_trace():
-    run = simulate(lambda rank: choose.allreduce(rank, 3, "abc"[rank], SUM), 3)
+    run = simulate(lambda rank: reduction.recursive_doubling(rank, 3, "abc"[rank], SUM), 3)
     assert run.trace == ["1 -> 0 b", "2 -> 0 c", "0 -> 2 ab", "0 -> 1 abc"]
 
 
@@ -215,12 +225,14 @@ def every_reduction(size, values, operator):
         lambda rank: reduction.recursive_doubling(rank, size, values[rank], operator),
         lambda rank: reduction.rabenseifner(rank, size, values[rank], operator),
         lambda rank: reduction.tree_then_broadcast(rank, size, values[rank], operator, large=0),
+        lambda rank: direct.allreduce(rank, size, values[rank], operator),
     ):
         for synchronous in (False, True):
             yield from simulate(allreduce, size, synchronous=synchronous).results
     for root in range(size):
-        run = simulate(lambda rank, root=root: reduction.tree(rank, size, root, values[rank], operator), size)
-        yield run.results[root]
+        for reduce in (reduction.tree, direct.reduce):
+            run = simulate(lambda rank, root=root, f=reduce: f(rank, size, root, values[rank], operator), size)
+            yield run.results[root]
 
 
 @pytest.mark.parametrize("size", range(2, 18))
@@ -272,8 +284,9 @@ def test_the_way_a_large_array_goes(op, dtype, messages):
 @pytest.mark.parametrize(
     ("op", "value", "messages"),
     [
-        (SUM, np.ones(3), 8),
-        (SUM, 5, 8),
+        (SUM, np.ones(3), 12),  # all to all
+        (SUM, 5, 12),
+        (SUM, np.ones(choose.SMALL_ARRAY // 8 + 1), 8),  # recursive doubling
         (PROD, np.ones(3, complex), 6),  # rounds differently on different processors
         (np.logaddexp, np.ones(3), 6),
         (np.matmul, np.eye(2), 6),
@@ -282,6 +295,31 @@ def test_the_way_a_large_array_goes(op, dtype, messages):
 def test_the_way_a_small_value_goes(op, value, messages):
     run = simulate(lambda rank: choose.allreduce(rank, 4, value, as_operator(op)), 4)
     assert len(run.messages) == messages
+
+
+@pytest.mark.parametrize("size", [3, 4])
+def test_few_ranks_need_one_round(size):
+    """Every message of a small collective leaves its rank before anything has to arrive."""
+
+    def in_one_round(schedule):
+        result = yield next(schedule)
+        with pytest.raises(StopIteration):
+            schedule.send(result)
+
+    for make in (
+        lambda rank: choose.reduce(rank, size, 1, np.ones(3), SUM),
+        lambda rank: choose.allreduce(rank, size, rank, MAX),
+        lambda rank: choose.gather(rank, size, 1, rank),
+        lambda rank: choose.allgather(rank, size, rank),
+        lambda rank: choose.scatter(rank, size, 1, range(size) if rank == 1 else None),
+    ):
+        simulate(lambda rank, make=make: in_one_round(make(rank)), size)
+
+
+def test_an_operator_of_ones_own_keeps_the_tree_on_few_ranks():
+    """It may take long, so that two ranks had better apply it at the same time."""
+    run = simulate(lambda rank: choose.reduce(rank, 4, 0, "abcd"[rank], as_operator(bracket)), 4)
+    assert run.trace == ["1 -> 0 b", "3 -> 2 d", "2 -> 0 (c d)"]
 
 
 def test_matrices_multiply_in_rank_order():
@@ -454,7 +492,7 @@ def test_gather_of_pieces_of_all_sorts(size, synchronous):
 def test_gather_trace():
     """Golden: 3 is large, so it is announced by way of 2 and goes straight; 1, next to the root, need not."""
     pieces = ["a", "b" * LARGE, "c", "d" * LARGE]
-    run = simulate(lambda rank: choose.gather(rank, 4, 0, pieces[rank]), 4)
+    run = simulate(lambda rank: gathering.gather(rank, 4, 0, pieces[rank], large=choose.LARGE_PIECE), 4)
     assert [line[:24] for line in run.trace] == [
         "1 -> 0 " + "b" * 17,
         "3 -> 2 [[None], [0]]",
@@ -468,7 +506,7 @@ def test_gather_trace():
 def test_allgather(size, synchronous):
     run = simulate(lambda rank: choose.allgather(rank, size, rank), size, synchronous=synchronous)
     assert run.results == [list(range(size))] * size
-    assert len(run.messages) == size * rounds(size)
+    assert len(run.messages) == size * (size - 1 if size <= choose.FEW_RANKS else rounds(size))
 
 
 @both_modes
@@ -535,7 +573,7 @@ def test_scatter_of_pieces_of_all_sorts(size, synchronous):
 def test_scatter_trace():
     """Golden: 3 is large and comes straight from the root, and 2 and 3 learn so from the bundle."""
     pieces = ["a", "b" * LARGE, "c", "d" * LARGE]
-    run = simulate(lambda rank: choose.scatter(rank, 4, 0, pieces), 4)
+    run = simulate(lambda rank: gathering.scatter(rank, 4, 0, pieces, large=choose.LARGE_PIECE), 4)
     assert [line[:24] for line in run.trace] == [
         "0 -> 2 [['c', None], [1]]"[:24],
         "0 -> 1 " + "b" * 17,

@@ -587,7 +587,7 @@ def test_a_context_that_was_given_up_takes_nothing_from_that_moment_on(join):
 def test_closing_an_endpoint_wakes_all_who_wait_in_it(join, beside):
     a, _ = join()
     waiting = [beside(received, a, tag) for tag in range(4)]
-    while a.crank._leading is False or len(a.crank._followers) < 3:
+    while a.crank.leads is False or len(a.crank._followers) < 3:
         time.sleep(0)
     a.close()
     for future in waiting:

@@ -9,6 +9,7 @@ import pytest
 from rmpi.testing import conformance
 from rmpi.testing.conformance import A, B, Pair
 from rmpi.transport.base import Transfer
+from rmpi.transport.media import link_over, why_no_shm
 from rmpi.transport.memory import CAPACITY, MemoryLink
 from rmpi.transport.stream import StreamLink
 from rmpi.wire.decoder import STAGING
@@ -39,10 +40,32 @@ def joined(sockets):
     return make_pair
 
 
+def shm_pair(sink_a, sink_b, neighbours=2):
+    if why_no_shm() is not None:
+        pytest.skip(str(why_no_shm()))
+    one, other = socket.socketpair()
+    a, b = link_over(one, A, B, sink_a, neighbours), link_over(other, B, A, sink_b, neighbours)
+
+    def pump():
+        """What a crank does: sleep only if no lane stirs, and hear whose bell was rung."""
+        lanes = [link.lane for link in (a, b)]
+        ready = [lane.arm() for lane in lanes]
+        fds = {link.fileno(): link for link in (a, b) if not link._hung_up and not link.lane.closed}
+        for fd in select.select(fds, [], [], 0 if any(ready) else 0.01)[0]:
+            fds[fd].hear()
+
+    return a, b, pump
+
+
+def small_shm_pair(sink_a, sink_b):
+    """Rings as small as they get, which is less than the largest eager frame."""
+    return shm_pair(sink_a, sink_b, 1000)
+
+
 unix_pair, tcp_pair = joined(socket.socketpair), joined(loopback)
 
-MEDIA = {"memory": memory_pair, "unix": unix_pair, "tcp": tcp_pair}
-STREAMS = {"unix": unix_pair, "tcp": tcp_pair}
+MEDIA = {"memory": memory_pair, "unix": unix_pair, "tcp": tcp_pair, "shm": shm_pair, "small shm": small_shm_pair}
+STREAMS = {"unix": unix_pair, "tcp": tcp_pair, "shm": shm_pair, "small shm": small_shm_pair}
 
 
 @pytest.mark.parametrize("medium", MEDIA)
@@ -54,10 +77,11 @@ def test_conformance(holds, medium):
 @pytest.mark.parametrize("medium", MEDIA)
 def test_a_link_says_what_it_is(medium):
     with closing(Pair(MEDIA[medium])) as pair:
-        assert pair.a.medium == medium
-        assert repr(pair.a) == f"<{medium} link to 0xb>"
+        name = medium.split()[-1]
+        assert pair.a.medium == name
+        assert repr(pair.a) == f"<{name} link to 0xb>"
         assert (pair.a.fileno() >= 0) == (medium in STREAMS)
-    assert repr(pair.b) == f"<{medium} link to 0xa closed>"
+    assert repr(pair.b) == f"<{name} link to 0xa closed>"
 
 
 def transfer(payload):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from rmpi.comm.schedule import Recv, Schedule, Send
 
 
@@ -12,7 +14,11 @@ def dissemination(rank: int, size: int) -> Schedule[None]:
 
     Hensgen, Finkel, Manber: Two algorithms for barrier synchronization, 1988, doi:10.1007/BF01379320.
     """
-    distance = 1
-    while distance < size:
-        yield Send((rank + distance) % size, None), Recv((rank - distance) % size)
-        distance *= 2
+    for steps in _rounds(rank, size):  # noqa: UP028  # results are sent in, which a tuple's iterator cannot take
+        yield steps
+
+
+@lru_cache(maxsize=4096)  # every barrier says the same
+def _rounds(rank: int, size: int) -> tuple[tuple[Send, Recv], ...]:
+    distances = [1 << i for i in range((size - 1).bit_length())]
+    return tuple((Send((rank + distance) % size, None), Recv((rank - distance) % size)) for distance in distances)

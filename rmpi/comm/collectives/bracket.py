@@ -16,8 +16,10 @@ left.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,19 @@ def seat(rank: int, size: int, root: int = 0) -> Seat:
     peers = tuple(_head(block ^ (1 << level), size, root) for level in range(levels))
     mate = sum(members) - rank if len(members) == 2 else None
     return Seat(block, _block(root, size), _head(block, size, root), mate, peers)
+
+
+def bracketed(values: Sequence[Any], combine: Callable[[Any, Any], Any]) -> Any:
+    """``values``, one per rank and in rank order, combined in the one bracketing."""
+    pairs = 2 * _folded(len(values))
+    blocks = [*_in_pairs(values[:pairs], combine), *values[pairs:]]
+    while len(blocks) > 1:
+        blocks = _in_pairs(blocks, combine)
+    return blocks[0]
+
+
+def _in_pairs(values: Sequence[Any], combine: Callable[[Any, Any], Any]) -> list[Any]:
+    return [combine(values[i], values[i + 1]) for i in range(0, len(values), 2)]
 
 
 def _folded(size: int) -> int:

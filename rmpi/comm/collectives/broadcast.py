@@ -23,9 +23,9 @@ def binomial(
     here = seat(rank, size, root)
     if here.parent is not None:
         value = yield Recv(here.parent, out)
-    sends = tuple(Send(child.rank, value) for child in reversed(here.children))
-    if raw_bytes(value) > large:
+    sends = [Send(child.rank, value) for child in reversed(here.children)]
+    if len(sends) <= 1 or raw_bytes(value) > large:
         yield from sends
-    elif sends:
-        yield sends
+    else:
+        yield tuple(sends)
     return value

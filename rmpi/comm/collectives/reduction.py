@@ -117,10 +117,16 @@ def rabenseifner(rank: int, size: int, value: Array, operator: Operator, out: Ar
 
 def apart(result: Any, value: Any) -> Any:
     """``result``, or a copy of it if it is the caller's own ``value``: an operator may return an operand."""
-    both_arrays = isinstance(result, np.ndarray) and isinstance(value, np.ndarray)
-    if result is value or (both_arrays and np.may_share_memory(result, value)):
-        return copy.deepcopy(result)
-    return result
+    return copy.deepcopy(result) if result is value or may_overlap(result, value) else result
+
+
+def may_overlap(one: object, other: object) -> bool:
+    """Whether both are arrays and may have memory in common."""
+    if not (isinstance(one, np.ndarray) and isinstance(other, np.ndarray)):
+        return False
+    if one is not other and one.flags.owndata and other.flags.owndata:
+        return False  # each has its memory to itself; asking NumPy takes several times as long
+    return np.may_share_memory(one, other)
 
 
 def _reduce_scatter(

@@ -1,0 +1,97 @@
+/* What the parts of a port share: the port, and values on their way out and in. */
+
+#ifndef RMPI_PORT_H
+#define RMPI_PORT_H
+
+#include "flight.h"
+
+/* Buffers of one pickled value, itself included, that a port handles. */
+#define MOST_SEGMENTS 8
+
+/* Descriptions of arrays that a port remembers. */
+#define DESCRIBED 64
+#define MOST_DIMENSIONS 6
+
+/* What a port can say of anything: not by the short cut; yes; an exception is set. */
+enum verdict { NO = 0, YES = 1, FAILED = -1 };
+
+typedef struct {
+    PyObject *dtype; /* held, so that nobody else gets its address */
+    PyObject *metadata;
+    int dimensions;
+    char order;
+    Py_ssize_t shape[MOST_DIMENSIONS];
+} Described;
+
+typedef struct {
+    PyObject_HEAD
+    uint64_t ident, context;
+    unsigned long thread; /* that receives by it */
+    Py_ssize_t size;
+    Lane **lanes; /* by rank; NULL where there is none (yet) */
+    uint64_t *members;
+    PyObject *keep; /* holds all of these: */
+    PyObject *member_objects;
+    PyObject *arrivals, *receives, *broken; /* the endpoint's tables */
+    PyObject *locked, *acquire, *release;   /* its lock */
+    PyObject *threads;                      /* how many other threads there are */
+    PyObject *array_type, *describe, *new_array, *dumps, *loads;
+    PyObject *adopt_send, *adopt_receive; /* of the endpoint: go on with a flight that has stopped */
+    PyObject *nothing; /* in place of a value: there is none */
+    Described described[DESCRIBED];
+    long long most_spin, spin; /* nanoseconds */
+    char yields;
+    unsigned since;  /* messages received since the caller looked around */
+    Py_ssize_t turn; /* where a receive from anybody begins to look */
+    Py_ssize_t glance; /* the socket that was looked at last while another lane was awaited */
+    /* what was received last: */
+    long long source, tag, length;
+    PyObject *given; /* see `Port_get_given` */
+    char landed;     /* it is in the caller's array */
+} Port;
+
+/* A value on its way out. The pieces are its own memory, held by `views` and `kept`. */
+typedef struct {
+    unsigned char small[16];
+    const void *metadata;
+    Py_ssize_t metadata_size;
+    Piece pieces[MOST_SEGMENTS];
+    int count;
+    uint64_t length;
+    Py_buffer views[MOST_SEGMENTS];
+    int held;
+    PyObject *kept;                    /* of a pickle: a list of its parts */
+    uint64_t sizes[MOST_SEGMENTS + 1]; /* the metadata of a pickle is its first byte's end and what follows */
+} Encoded;
+
+/* A value on its way in: an object that is complete as soon as its pieces are filled. */
+typedef struct {
+    PyObject *object; /* an array, bytes, or of a pickle the list of its parts */
+    Piece pieces[MOST_SEGMENTS];
+    int count;
+    Py_buffer view;
+    bool held;
+} Landing;
+
+/* How a value travels. NO: not by the short cut. Runs Python code for what is pickled and what is new. */
+enum verdict encode(Port *port, PyObject *object, Encoded *value);
+void release(Encoded *value);
+
+/* The metadata of an array, borrowed; NULL without an exception if it is none for the short cut. Runs Python code only
+   for what it has not seen lately. */
+PyObject *metadata_of(Port *port, PyObject *array, const Py_buffer *view);
+
+/* The value that lies in the metadata alone; NULL without an exception: it does not. */
+PyObject *value_in(const unsigned char *metadata, uint32_t size, uint64_t length);
+
+/* Memory for the value that `metadata` announces. NO: not by the short cut. Runs Python code for arrays. */
+enum verdict open_landing(Port *port, const unsigned char *metadata, uint32_t size, uint64_t length, Landing *landing);
+void close_landing(Landing *landing);
+
+/* The value, from a landing that is full. NULL without an exception: text that is none. */
+PyObject *landed_value(const Landing *landing, unsigned char code);
+
+/* What a pickle's parts are; runs Python code. */
+PyObject *unpickled(Port *port, PyObject *parts);
+
+#endif
