@@ -150,7 +150,7 @@ def test_ranks_run_where_the_hostfile_says_and_are_named_after_it(cluster: Clust
     assert sorted(job.stdout.splitlines()) == ["[0@n0] 0 n0", "[1@n1] 1 n1", "[2@n2] 2 n2", "[3@n2] 3 n2"], job.stderr
 
 
-def test_between_machines_links_are_tcp_and_within_one_they_are_unix(cluster: Cluster, hostfile: str) -> None:
+def test_between_machines_links_are_tcp_and_within_one_they_are_shm(cluster: Cluster, hostfile: str) -> None:
     code = (
         "import rmpi\ncomm = rmpi.init()\ncomm.allgather(comm.rank)\n"
         "for r in range(comm.size): comm.sendrecv(0, (comm.rank + r) % 4, (comm.rank - r) % 4)\n"
@@ -158,7 +158,7 @@ def test_between_machines_links_are_tcp_and_within_one_they_are_unix(cluster: Cl
         "print(comm.rank, {comm._members.index(e): m for e, m in sorted(media.items())})"
     )
     job = run(cluster, "-f", hostfile, "-c", code)
-    assert "2 {0: 'tcp', 1: 'tcp', 2: 'memory', 3: 'unix'}" in job.stdout, job.stdout + job.stderr
+    assert "2 {0: 'tcp', 1: 'tcp', 2: 'memory', 3: 'shm'}" in job.stdout, job.stdout + job.stderr
 
 
 @pytest.mark.parametrize("user", ["root@n1:1,root@n2:2"])

@@ -19,7 +19,7 @@ broadcast a rank's own contribution comes back as the very object.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -101,10 +101,10 @@ def gather(rank: int, size: int, root: int, value: object) -> Schedule[list[Any]
     return gathering.gather(rank, size, root, value, large=LARGE_PIECE)
 
 
-def allgather(rank: int, size: int, value: object) -> Schedule[list[Any]]:
-    """The values of all ranks in rank order, on every rank."""
+def allgather(rank: int, size: int, value: object, outs: Sequence[Array] | None = None) -> Schedule[list[Any]]:
+    """The values of all ranks in rank order, on every rank; those that could land in their place of ``outs`` are it."""
     if size <= FEW_RANKS:
-        return finished([value]) if size == 1 else direct.allgather(rank, size, value)
+        return finished([value]) if size == 1 else direct.allgather(rank, size, value, outs)
     return gathering.dissemination(rank, size, value, large=LARGE_PIECE)
 
 

@@ -421,9 +421,26 @@ class Comm:
         schedule = choose.gather(self.rank, self.size, root, value)
         return self._driver.run(signature("gather", root), schedule, timeout)
 
-    def allgather(self, value: object, *, timeout: float | None = None) -> list[Any]:
-        """The values of all ranks as a list in rank order, on every rank; one's own is not a copy."""
-        return self._driver.run(_ALLGATHER, choose.allgather(self.rank, self.size, value), timeout)
+    def allgather(self, value: object, *, out: Array | None = None, timeout: float | None = None) -> Any:
+        """The values of all ranks as a list in rank order, on every rank; one's own is not a copy.
+
+        Args:
+            out: An array to receive in place, of shape ``(size, *value.shape)`` and the values' dtype; it must not
+                share memory with ``value``. Without it, large arrays cost new memory in every call.
+
+        Returns:
+            The list; or ``out``, if that was given.
+
+        Raises:
+            UsageError: What came does not fit ``out``, or ``out`` has not one place for each rank.
+        """
+        rows = None if out is None else _rows(out, self.size)
+        pieces = self._driver.run(_ALLGATHER, choose.allgather(self.rank, self.size, value, rows), timeout)
+        if rows is None:
+            return pieces
+        for row, piece in zip(rows, pieces, strict=True):
+            _in(row, np.asarray(piece) if row.ndim == 0 else piece)
+        return out
 
     def scatter(
         self,
@@ -533,6 +550,16 @@ def _checked_out(out: Array | None) -> Array | None:
     if out is not None:
         _check_out(out)
     return out
+
+
+def _rows(out: Array, size: int) -> list[Array]:
+    """One array for each rank, which is a part of ``out``."""
+    _check_out(out)
+    if out.ndim < 1 or len(out) != size:
+        raise UsageError(
+            f"out= needs one place for each of {size} ranks along its first axis, but has shape {out.shape}"
+        )
+    return [out[rank, ...] for rank in range(size)]
 
 
 def _in(out: Array | None, result: Any) -> Any:

@@ -15,7 +15,7 @@ DATA: int
 class Lane:
     """The two rings of one pair, or its socket. Raises `WireError` where the peer's positions are garbage.
 
-    A socket lane (`use_socket`) is written by ports and flights alone; whoever else writes to the socket does so himself.
+    A socket lane (`use_socket`) is for ports and flights to write; whoever else writes does so to the socket.
     """
 
     peer: int

@@ -12,8 +12,8 @@ an operation of the leader's that another thread brings to its end.
 
 **Shared memory** tells nobody of its news: its lanes are looked at in every turn, and armed before every sleep, so that
 a byte in a socket wakes who sleeps. Spinning over them is one call without the GIL, which gives the processor away
-between two looks where ranks outnumber cores. A lane over a socket is looked at for what has been read ahead of it, which no
-descriptor tells of, in the same places; for the rest its socket does.
+between two looks where ranks outnumber cores. A lane over a socket is looked at in the same places, for what has been
+read ahead, of which no descriptor tells; for the rest its socket does.
 
 **No wake-up is lost.** A leader sets `_asleep` and then looks at the posted work once more; a poster appends
 and then looks at `_asleep`. Under the GIL both see one order of these four steps, so at least one of them

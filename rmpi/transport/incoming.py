@@ -77,6 +77,7 @@ class Incoming:
     def adopt(self, offer: Frame, receive: Receive, begun: bytes | None) -> Arrival:
         """A message that was granted to ``receive`` by somebody else; what has ``begun`` to come is copied."""
         arrival = Arrival.of(offer)
+        arrival.serial = self.matching.in_turn()
         arrival.receive = receive
         arrival.granted = True
         arrival.open()

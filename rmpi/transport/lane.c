@@ -1,15 +1,16 @@
-/* Lanes: the two rings of a pair with the bell that wakes the peer, read and written like a socket; or a socket, read and
-   written like two rings; and looking after many of them in one call.
+/* Lanes: the two rings of a pair with the bell that wakes the peer, read and written like a socket; or a socket,
+   read and written like two rings; and looking after many of them in one call.
 
-   A *socket lane* reads ahead: one system call brings many small frames into a ring of our own, of which this process is
-   both the writer and the reader. Large payloads go past it, straight to where they belong. What it writes leaves at
-   once; what the socket does not take joins the link's queue (`pending`), and while there is such a queue, nothing else
-   is written here.
+   A *socket lane* reads ahead: one system call brings many small frames into a ring of our own, of which this
+   process is both the writer and the reader. Large payloads go past it, straight to where they belong. What it
+   writes leaves at once; what the socket does not take joins the link's queue (`pending`), and while there is such
+   a queue, nothing else is written here.
 
-   Nobody rings for a socket lane: its socket is in the crank's epoll. But of bytes that lie in the ring already the epoll
-   knows nothing, nor of those in the queue that a port has just put there. So a lane that has some *stirs*, and
-   whoever is about to sleep looks at that last of all (`arm`). From then on until the next turn ports leave the lane alone
-   (`asleep`), whatever their thread: bytes that they read, and did not want, would never wake the sleeper. */
+   Nobody rings for a socket lane: its socket is in the crank's epoll. But of bytes that lie in the ring already the
+   epoll knows nothing, nor of those in the queue that a port has just put there. So a lane that has some *stirs*,
+   and whoever is about to sleep looks at that last of all (`arm`). From then on until the next turn ports leave the
+   lane alone (`asleep`), whatever their thread: bytes that they read, and did not want, would never wake the
+   sleeper. */
 
 #include "lane.h"
 
@@ -332,7 +333,8 @@ static PyObject *Lane_write(Lane *lane, PyObject *args)
     }
     uint64_t wanted = (uint64_t)buffer.len, written = 0;
     const unsigned char *from = buffer.buf;
-    while (lane->out.shared != NULL && has_out(lane) && written < wanted && (room = ring_room(&lane->out, wanted - written)) > 0) {
+    while (!lane->socket && has_out(lane) && written < wanted &&
+           (room = ring_room(&lane->out, wanted - written)) > 0) {
         uint64_t count = room < wanted - written ? room : wanted - written;
         write_steps(lane, from + written, count);
         written += count;
@@ -539,7 +541,8 @@ PyObject *spin(PyObject *Py_UNUSED(module), PyObject *args)
 
 bool is_clear(const Lane *lane)
 {
-    return lane->quick && !lane->wants_room && !lane->asleep && PyObject_Size(lane->pending) == 0 && PyObject_Size(lane->streams) == 0;
+    return lane->quick && !lane->wants_room && !lane->asleep && PyObject_Size(lane->pending) == 0 &&
+           PyObject_Size(lane->streams) == 0;
 }
 
 void fill_header(Header *header, const Lane *lane, enum kind kind)

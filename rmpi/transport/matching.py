@@ -221,6 +221,10 @@ class Matching:
             for queue in context.receives.values():
                 yield from queue
 
+    def in_turn(self) -> int:
+        """A serial number for a message that comes now, and was matched elsewhere: it may have to be put back."""
+        return self._next()
+
     def before_all(self) -> int:
         """A serial number for a message that came before all that wait."""
         self._earliest -= 1

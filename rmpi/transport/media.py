@@ -14,6 +14,7 @@ import os
 import socket
 import sys
 from functools import cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from rmpi.transport.base import Sink
@@ -39,10 +40,12 @@ def why_no_extension() -> str | None:
     """Why there are no lanes here at all, neither over shared memory nor over sockets; None if there are."""
     if sys.byteorder != "little":
         return "this processor is big-endian"
+    if find_spec("rmpi.transport._ring") is None:
+        return "the extension was not built; with a C compiler installed, reinstall rmpi"
     try:
         from rmpi.transport import _ring  # noqa: F401
     except ImportError as error:
-        return f"the extension was not built ({error}); with a C compiler installed, reinstall rmpi"
+        return f"the extension cannot be loaded: {error}"
     return None
 
 

@@ -104,19 +104,6 @@ static bool is_ours(const Port *port) { return PyThread_get_thread_ident() == po
 
 /* ---------------------------------------------------------------------------------------------------- waiting */
 
-/* To look at a socket costs a system call: one of them in turn. */
-static bool next_socket_stirs(Port *port, const Lane *awaited)
-{
-    for (Py_ssize_t i = 0; i < port->size; i++) {
-        port->glance = (port->glance + 1) % port->size;
-        Lane *lane = port->lanes[port->glance];
-        if (lane != NULL && lane != awaited && lane->socket && has_in(lane)) {
-            return lane_readable(lane, 1) > 0;
-        }
-    }
-    return false;
-}
-
 /* Whether a lane brings what only the long way answers, or has little room left. Whole messages may wait in it: they are
    not what is waited for here, and whoever sent them does not wait. */
 static bool calls(Lane *lane)
@@ -136,16 +123,29 @@ static bool calls(Lane *lane)
     return start[3] != EAGER && start[3] != CREDITED;
 }
 
+/* To look at a socket costs a system call: one of them in turn. */
+static bool next_socket_calls(Port *port, const Lane *awaited)
+{
+    for (Py_ssize_t i = 0; i < port->size; i++) {
+        port->glance = (port->glance + 1) % port->size;
+        Lane *lane = port->lanes[port->glance];
+        if (lane != NULL && lane != awaited && lane->socket && has_in(lane)) {
+            return lane_readable(lane, 1) > 0 && calls(lane);
+        }
+    }
+    return false;
+}
+
 /* Whether any other lane has something to do, which only the long way does. */
 static bool others_call(Port *port, const Lane *awaited)
 {
     for (Py_ssize_t rank = 0; rank < port->size; rank++) {
         Lane *lane = port->lanes[rank];
-        if (lane != NULL && lane != awaited && (calls(lane) || (lane->socket && lane->wants_room))) {
+        if (lane != NULL && lane != awaited && (calls(lane) || (lane->socket && has_unsent(lane)))) {
             return true;
         }
     }
-    return awaited != NULL && (has_unsent(awaited) || next_socket_stirs(port, awaited));
+    return awaited != NULL && (has_unsent(awaited) || next_socket_calls(port, awaited));
 }
 
 /* Nanoseconds that a wait may last. Other threads cannot run meanwhile. */

@@ -582,6 +582,29 @@ def test_gather_and_allgather_list_the_values_in_rank_order(size, make):
 
 
 @every_size
+@pytest.mark.parametrize("shape", [(), (3,), (2, 5_000)])
+def test_allgather_can_receive_in_place(size, shape):
+    def main(comm):
+        out = np.zeros((size, *shape))
+        assert comm.allgather(np.full(shape, comm.rank + 1.0), out=out) is out
+        for rank in range(size):
+            assert (out[rank] == rank + 1).all()
+
+    run_ranks(size, main)
+
+
+def test_allgather_refuses_an_array_that_does_not_fit():
+    def main(comm):
+        with pytest.raises(UsageError, match=r"one place for each of 2 ranks .* shape \(3, 4\)"):
+            comm.allgather(np.zeros(4), out=np.zeros((3, 4)))
+        with pytest.raises(UsageError, match="but the result is an array"):
+            comm.allgather(np.zeros(4), out=np.zeros((2, 5)))
+        assert comm.allgather(comm.rank) == [0, 1]
+
+    run_ranks(2, main)
+
+
+@every_size
 def test_gathered_values_may_differ_in_type_and_size(size):
     kinds = [
         lambda: None,

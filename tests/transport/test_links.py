@@ -9,7 +9,7 @@ import pytest
 from rmpi.testing import conformance
 from rmpi.testing.conformance import A, B, Pair
 from rmpi.transport.base import Transfer
-from rmpi.transport.media import link_over, why_no_shm
+from rmpi.transport.media import link_over, socket_lane, why_no_extension, why_no_shm
 from rmpi.transport.memory import CAPACITY, MemoryLink
 from rmpi.transport.stream import StreamLink
 from rmpi.wire.decoder import STAGING
@@ -40,6 +40,27 @@ def joined(sockets):
     return make_pair
 
 
+def quick(sockets):
+    """The same with lanes."""
+
+    def make_pair(sink_a, sink_b):
+        if why_no_extension() is not None:
+            pytest.skip(str(why_no_extension()))
+        one, other = sockets()
+        a = StreamLink(B, one, sink_a, socket_lane(one, A, B))
+        b = StreamLink(A, other, sink_b, socket_lane(other, B, A))
+
+        def pump():
+            """What a crank does: sleep only if no lane stirs."""
+            ready = [link.lane.arm() for link in (a, b)]
+            fds = [link for link in (a, b) if not link.lane.closed]
+            select.select(fds, [], [], 0 if any(ready) else 0.01)
+
+        return a, b, pump
+
+    return make_pair
+
+
 def shm_pair(sink_a, sink_b, neighbours=2):
     if why_no_shm() is not None:
         pytest.skip(str(why_no_shm()))
@@ -64,8 +85,15 @@ def small_shm_pair(sink_a, sink_b):
 
 unix_pair, tcp_pair = joined(socket.socketpair), joined(loopback)
 
-MEDIA = {"memory": memory_pair, "unix": unix_pair, "tcp": tcp_pair, "shm": shm_pair, "small shm": small_shm_pair}
-STREAMS = {"unix": unix_pair, "tcp": tcp_pair, "shm": shm_pair, "small shm": small_shm_pair}
+STREAMS = {
+    "unix": unix_pair,
+    "tcp": tcp_pair,
+    "quick unix": quick(socket.socketpair),
+    "quick tcp": quick(loopback),
+    "shm": shm_pair,
+    "small shm": small_shm_pair,
+}
+MEDIA = {"memory": memory_pair, **STREAMS}
 
 
 @pytest.mark.parametrize("medium", MEDIA)

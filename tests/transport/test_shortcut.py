@@ -26,6 +26,7 @@ from rmpi.comm.communicator import ANY_SOURCE, ANY_TAG, Status
 from rmpi.deadline import Deadline
 from rmpi.errors import DeadlineExceeded, PeerExited, UsageError
 from rmpi.transport.crank import SPIN
+from rmpi.transport.matching import Receive
 from rmpi.transport.media import why_no_shm
 from rmpi.transport.peers import CREDIT, FRAME_COST
 from rmpi.transport.shortcut import NOTHING
@@ -443,6 +444,17 @@ def test_the_short_cut_is_open_again_after_a_send_was_given_up(comms):
         work(a, b)
     assert b.recv(0, 5, timeout=5) == bytes(9 << 20)
     assert a._short.send("by the short cut again", 1, 5)
+
+
+def test_a_message_that_a_port_has_begun_to_receive_keeps_its_place(comms):
+    """Given up, it is the next in line, though later ones have come meanwhile."""
+    a, b = comms()
+    offer = encode(Frame(Kind.OFFER, 0, 1, COMM, 5, message=7, length=1 << 20, metadata=b"b"))[0]
+    begun = b._endpoint._flights.adopt_receive(lane(b, 0), offer[:64], offer[64:], None, b"", 0, 0, 0)
+    a.send("later", 1, 5)
+    work(b)
+    b._endpoint.abandon((begun,))
+    assert b._endpoint._incoming.matching.find(Receive(COMM, 0, 5)).message == 7
 
 
 def test_nothing_goes_to_a_peer_that_has_ended(comms):

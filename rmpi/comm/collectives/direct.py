@@ -59,10 +59,11 @@ def gather(rank: int, size: int, root: int, value: object) -> Schedule[list[Any]
     return pieces
 
 
-def allgather(rank: int, size: int, value: object) -> Schedule[list[Any]]:
-    """The pieces in rank order, on every rank."""
+def allgather(rank: int, size: int, value: object, outs: Sequence[Array] | None = None) -> Schedule[list[Any]]:
+    """The pieces in rank order, on every rank; each may land in its place of ``outs``."""
     sends = [Send(peer, value) for peer in _after(rank, size)]
-    results = yield (*sends, *_receives(rank, size))
+    plain = _plain_receives(rank, size)
+    results = yield (*sends, *(plain if outs is None else [Recv(recv.peer, outs[recv.peer]) for recv in plain]))
     pieces = _in_order(rank, results[size - 1 :])
     pieces.insert(rank, value)
     return pieces
