@@ -6,17 +6,15 @@ Without a compiler the install succeeds all the same, and ranks of one machine t
 
 from setuptools import Extension, setup
 
+PARTS = ("_ring", "lane", "flight", "values", "waiting", "adopting", "sending", "receiving", "port")
+HEADERS = ("ring", "lane", "flight", "port")
+
 setup(
     ext_modules=[
         Extension(
             "rmpi.transport._ring",
-            [f"rmpi/transport/{part}.c" for part in ("_ring", "lane", "flight", "values", "port")],
-            depends=[
-                "rmpi/transport/ring.h",
-                "rmpi/transport/lane.h",
-                "rmpi/transport/flight.h",
-                "rmpi/transport/port.h",
-            ],
+            [f"rmpi/transport/{part}.c" for part in PARTS],
+            depends=[f"rmpi/transport/{header}.h" for header in HEADERS],
             extra_compile_args=["-std=c11", "-O3", "-Wall", "-fvisibility=hidden"],
             define_macros=[("_GNU_SOURCE", None)],
             py_limited_api=True,

@@ -32,10 +32,11 @@ TWO_NODES = ["-H", "a@127.0.0.1,b@127.0.0.1", "--rsh-agent", f"{sys.executable} 
 Figures = dict[str, float]
 
 
-def by_job(*options: str) -> Figures:
-    """Two ranks started by rmpi-run."""
+def by_job(*options: str, shm: bool = False) -> Figures:
+    """Two ranks started by rmpi-run, with shared memory or without."""
     words = [*LAUNCH, *options, str(HERE / "pingpong.py")]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    environment = {**os.environ, "RMPI_SHM": "1" if shm else "0"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)  # type: ignore[no-any-return]
 
 
@@ -108,8 +109,10 @@ def main() -> None:
     load = os.getloadavg()[0]
     if load > MOST_LOAD and "--anyway" not in sys.argv:
         sys.exit(f"the machine is not idle (load {load:.2f} > {MOST_LOAD}); wait, or give --anyway")
-    runs: dict[str, list[Figures]] = {name: [] for name in ("unix", "plain unix", "tcp", "plain tcp", "memory")}
+    names = ("shm", "unix", "plain unix", "tcp", "plain tcp", "memory")
+    runs: dict[str, list[Figures]] = {name: [] for name in names}
     for _ in range(REPEATS):
+        runs["shm"].append(by_job(shm=True))
         runs["unix"].append(by_job())
         runs["plain unix"].append(plain_unix())
         runs["tcp"].append(by_job(*TWO_NODES))

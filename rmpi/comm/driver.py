@@ -205,12 +205,15 @@ class Driver:
         Returns:
             The results, and whether none of them must be waited for.
         """
+        if len(steps) == 2 and isinstance(steps[0], Send) and isinstance(steps[1], Recv):  # most often
+            sent, got = self._exchange(steps[0], steps[1], sequence, fingerprint)
+            return [sent, got], not (isinstance(sent, Operation) or isinstance(got, Operation))
         sends = [(i, step) for i, step in enumerate(steps) if isinstance(step, Send)]
         receives = [(i, step) for i, step in enumerate(steps) if isinstance(step, Recv)]
         done: list[Any] = [None] * len(steps)
-        pairwise = len(sends) == len(receives)
+        pairwise = sends and len(sends) == len(receives)
         try:
-            if pairwise and (len(sends) == 1 or raw_bytes(sends[0][1].value) > EAGER_LIMIT):
+            if pairwise and raw_bytes(sends[0][1].value) > EAGER_LIMIT:
                 for (i, send), (j, recv) in zip(sends, receives, strict=True):
                     done[i], done[j] = self._exchange(send, recv, sequence, fingerprint)
             else:

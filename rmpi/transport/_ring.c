@@ -2,11 +2,13 @@
 
        ring.h      a ring of bytes that two processes share, and why no wake-up is lost; no Python
        lane.c      two rings and a bell: what `shm.py` reads and writes like a socket
-       port.c      a whole small message in one call
        flight.c    a large message, while both sides are there
+       port.c      ports, which send a whole small message in one call, and let large ones fly, with values.c,
+                   waiting.c, sending.c, receiving.c and adopting.c
 
    `_ring.pyi` says what each call does. All of it is written in the limited API, so that one build serves every Python
-   from 3.11 on. What a frame is, who matches it and what credit is, the Python modules say; nothing here changes that. */
+   from 3.11 on. What a frame is, who matches it and what credit is, the Python modules say, and nothing here changes
+   that. */
 
 #include "lane.h"
 

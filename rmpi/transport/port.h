@@ -94,4 +94,103 @@ PyObject *landed_value(const Landing *landing, unsigned char code);
 /* What a pickle's parts are; runs Python code. */
 PyObject *unpickled(Port *port, PyObject *parts);
 
+/* ------------------------------------------------------------------------------------------------ waiting.c */
+
+static inline bool is_ours(const Port *port) { return PyThread_get_thread_ident() == port->thread; }
+
+/* Whether nobody is changing the endpoint's state, and nothing of it is broken. */
+bool undisturbed(const Port *port);
+
+/* The endpoint's, without waiting. False: somebody has it, or a context is broken. */
+bool take_lock(const Port *port);
+
+void leave_lock(const Port *port);
+
+/* NULL: there is none. */
+Lane *lane_to(const Port *port, long long rank);
+
+typedef struct {
+    unsigned long looks;
+    long long until;
+} Wait;
+
+/* One more look was in vain. False: enough. */
+bool go_on(Port *port, const Lane *awaited, Wait *wait);
+
+/* Wait until so many bytes are there. False: they did not come. */
+bool await(Port *port, Lane *lane, uint64_t count);
+
+/* `fly_both`, as long as this port waits. */
+bool fly_on(Port *port, struct flight *out, struct flight *in);
+
+/* ----------------------------------------------------------------------------------------------- adopting.c */
+
+/* A flight that has stopped becomes an operation. NULL: a signal handler raised; the operation is `given`. */
+PyObject *adopt_out(Port *port, const struct flight *out, int64_t tag, uint64_t fingerprint, PyObject *value);
+
+/* `array` is where it lands, if it is one. */
+PyObject *adopt_in(Port *port, const struct flight *in, const Header *header, const unsigned char *metadata,
+                   PyObject *array);
+
+/* ------------------------------------------------------------------------------------------------ sending.c */
+
+typedef struct {
+    long long rank, tag;
+    uint64_t fingerprint;
+} Address;
+
+/* The whole message, now. */
+enum verdict send_small(Port *port, Lane *lane, int64_t tag, uint64_t fingerprint, const Encoded *value);
+
+/* Offer a large message; the lock is held. */
+enum verdict depart(Port *port, Lane *lane, int64_t tag, uint64_t fingerprint, Encoded *value, struct flight *out);
+
+/* What the endpoint makes the message of, if it must. */
+PyObject *origin(PyObject *object, const Encoded *value);
+
+/* True, False (not now), or the operation it became. */
+PyObject *send_large(Port *port, Lane *lane, int64_t tag, uint64_t fingerprint, PyObject *object, Encoded *value);
+
+/* ---------------------------------------------------------------------------------------------- receiving.c */
+
+/* What was asked for, and where it shall go. */
+typedef struct {
+    Address from; /* -1: any */
+    PyObject *out; /* NULL: a new value */
+    Py_buffer view;
+    PyObject *metadata; /* that fits `out` */
+} Wanted;
+
+/* A large message on its way in. */
+typedef struct {
+    struct flight flight;
+    Header header;
+    unsigned char metadata[MOST_METADATA];
+    Landing landing; /* if there is no `out` */
+    Piece piece;     /* if there is */
+} Inbound;
+
+/* NO: no array that can be received into from here. */
+enum verdict prepare_out(Port *port, PyObject *out, Wanted *wanted);
+
+void release_out(Wanted *wanted);
+
+/* Whether no earlier arrival, and no earlier receive, has to do with this one. */
+bool is_next(const Port *port, const Address *from);
+
+/* Have memory for what is offered. Runs Python code. */
+enum verdict make_room(Port *port, Inbound *in, const Wanted *wanted);
+
+/* Take an offer and grant it; the lock is held. */
+enum verdict board(Lane *lane, const Header *header, struct flight *in);
+
+/* The value that has landed, and is given. Of a pickle its parts are, because they can be put back. */
+PyObject *disembark(Port *port, const Inbound *in, long long rank, const Wanted *wanted);
+
+/* Look at what comes next. Whether it is what was asked for. */
+bool expect(Port *port, Lane *lane, Inbound *in, const Wanted *wanted);
+
+/* The value, or the operation it became. NULL without an exception: not now. */
+PyObject *receive(Port *port, const Wanted *wanted);
+
 #endif

@@ -78,7 +78,7 @@ static inline uint64_t ring_between(struct ring *ring, uint64_t ahead, uint64_t 
 
 /* ------------------------------------------------------------------------------------------------ the reader's side */
 
-/* Bytes that may be read, at most what was written; looks at the writer's line only if fewer than `wanted` are known. */
+/* Bytes that may be read; looks at the writer's line only if fewer than `wanted` are known. */
 static inline uint64_t ring_readable(struct ring *ring, uint64_t wanted)
 {
     uint64_t known = ring->seen - ring->mine;

@@ -1,7 +1,7 @@
 /* Values as metadata and raw memory, for ports: what `codec.py` says, for what is plain enough.
 
-   The metadata of arrays is not made here: a port asks `codec.describe_array` once for each dtype and shape, and remembers
-   the answer by the identity of the dtype. Likewise new arrays are made by `codec.new_array`. */
+   The metadata of arrays is not made here: a port asks `codec.describe_array` once for each dtype and shape, and
+   remembers the answer by the identity of the dtype. Likewise new arrays are made by `codec.new_array`. */
 
 #include "port.h"
 
@@ -121,7 +121,8 @@ static PyObject *pickled(Port *port, PyObject *object, PyObject *parts)
     PyObject *stream = NULL, *callback = PyCFunction_New(&out_of_band_def, parts), *args = PyTuple_Pack(1, object);
     PyObject *protocol = PyLong_FromLong(5), *names = PyDict_New();
     if (callback != NULL && args != NULL && protocol != NULL && names != NULL &&
-        !PyDict_SetItemString(names, "protocol", protocol) && !PyDict_SetItemString(names, "buffer_callback", callback)) {
+        !PyDict_SetItemString(names, "protocol", protocol) &&
+        !PyDict_SetItemString(names, "buffer_callback", callback)) {
         stream = PyObject_Call(port->dumps, args, names);
     }
     Py_XDECREF(callback);
@@ -134,7 +135,8 @@ static PyObject *pickled(Port *port, PyObject *object, PyObject *parts)
 static enum verdict encode_object(Port *port, PyObject *object, Encoded *value)
 {
     PyObject *parts = PyList_New(1); /* its first place is the pickle's own */
-    PyObject *stream = parts == NULL || PyList_SetItem(parts, 0, Py_NewRef(Py_None)) ? NULL : pickled(port, object, parts);
+    bool ready = parts != NULL && PyList_SetItem(parts, 0, Py_NewRef(Py_None)) == 0;
+    PyObject *stream = ready ? pickled(port, object, parts) : NULL;
     value->kept = parts;
     if (stream == NULL || PyList_SetItem(parts, 0, stream)) {
         return FAILED;
@@ -242,7 +244,8 @@ static void land_at(Landing *landing, void *at, uint64_t size)
     }
 }
 
-static enum verdict open_array(Port *port, const unsigned char *metadata, uint32_t size, uint64_t length, Landing *landing)
+static enum verdict open_array(Port *port, const unsigned char *metadata, uint32_t size, uint64_t length,
+                               Landing *landing)
 {
     PyObject *described = PyBytes_FromStringAndSize((const char *)metadata, size);
     PyObject *array = described == NULL ? NULL : PyObject_CallFunctionObjArgs(port->new_array, described, NULL);

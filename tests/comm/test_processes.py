@@ -37,6 +37,17 @@ print("ok")
     assert run(ranks, code) == ["ok"] * ranks
 
 
+def test_sixty_four_ranks_of_one_machine_reduce_small_and_large_arrays() -> None:
+    code = """
+comm = rmpi.init()
+for count in (1, 100_000):
+    total = comm.allreduce(np.full(count, comm.rank, np.int64))
+    assert (total == 64 * 63 // 2).all()
+print(sum(range(64)) == total[-1])
+"""
+    assert run(64, code) == ["True"] * 64
+
+
 def test_waiting_costs_no_processor_time() -> None:
     """Five seconds in ``recv`` take less than 2 % of a core."""
     code = """
