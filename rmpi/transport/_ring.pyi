@@ -78,7 +78,6 @@ class Port:
 
     def __new__(
         cls,
-        ident: int,
         context: int,
         members: tuple[int, ...],
         arrivals: dict[Any, Any],

@@ -87,7 +87,7 @@ class Endpoint:
         self._outgoing = Outgoing(ident, self._peers)
         self._ends = Ends(ident, name_of, self._peers, self._incoming, self._outgoing)
         self._flights = Flights(ident, self._peers, self._incoming, self.crank)
-        self._shortcuts = Shortcuts(ident, self._ends.broken, self.crank, self._flights)
+        self._shortcuts = Shortcuts(self._ends.broken, self.crank, self._flights)
         handlers = {**self._incoming.handlers(), **self._outgoing.handlers(), **self._ends.handlers()}
         self._peers.listen(self._incoming, handlers, self._ends)
 

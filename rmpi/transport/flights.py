@@ -1,4 +1,4 @@
-"""Flights: large messages over shared memory, while both sides are there.
+"""Flights: large messages over lanes, while both sides are there.
 
 The protocol is that of `incoming` and `outgoing`, frame by frame. Only that a caller who waits for a large message,
 or for its going out, does not turn the crank for each of them: one call of the extension takes the grant, and
@@ -75,10 +75,8 @@ class Flights:
                 peer.link.flush()
             return transfer
         finally:
-            if shielded:
-                SHIELD.depth -= (
-                    1  # nothing may raise after this is done; the wait that follows runs what came meanwhile
-                )
+            if shielded:  # a plain store: nothing may raise now; the wait that follows runs what came meanwhile
+                SHIELD.depth -= 1
 
     def adopt_receive(
         self,
@@ -105,10 +103,8 @@ class Flights:
                 link.resume_reading(*rest)
             return receive
         finally:
-            if shielded:
-                SHIELD.depth -= (
-                    1  # nothing may raise after this is done; the wait that follows runs what came meanwhile
-                )
+            if shielded:  # a plain store: nothing may raise now; the wait that follows runs what came meanwhile
+                SHIELD.depth -= 1
 
     def take(self, operations: Sequence[Operation]) -> None:
         """Move what is waited for, as far as it flies."""
@@ -123,7 +119,7 @@ class Flights:
             self._fly(out, into)
 
     def _link_to(self, ident: int) -> StreamLink | None:
-        """The link over shared memory to a peer, if there is one."""
+        """The link to a peer, if it has a lane."""
         peer = self._peers.peer(ident)
         return peer.link if isinstance(peer.link, StreamLink) and peer.link.lane is not None else None
 

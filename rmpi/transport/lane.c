@@ -65,21 +65,24 @@ static void Lane_dealloc(Lane *lane)
     Py_DECREF(type);
 }
 
-static int map_ring(struct ring *ring, size_t *size, int fd, unsigned long long capacity)
+static PyObject *map_ring(struct ring *ring, size_t *size, PyObject *args)
 {
+    int fd;
+    unsigned long long capacity;
+    if (!PyArg_ParseTuple(args, "iK", &fd, &capacity)) {
+        return NULL;
+    }
     if (ring->shared != NULL || capacity < 4096 || capacity > (1ull << 40) || (capacity & (capacity - 1))) {
-        PyErr_SetString(PyExc_ValueError, "a ring's capacity is a power of two, and it is mapped once");
-        return -1;
+        return PyErr_Format(PyExc_ValueError, "a ring's capacity is a power of two, and it is mapped once");
     }
     *size = RING_DATA + (size_t)capacity;
     void *memory = mmap(NULL, *size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (memory == MAP_FAILED) {
-        PyErr_SetFromErrno(PyExc_OSError);
-        return -1;
+        return PyErr_SetFromErrno(PyExc_OSError);
     }
     madvise(memory, *size, MADV_DONTFORK);
     ring_open(ring, memory, capacity);
-    return 0;
+    Py_RETURN_NONE;
 }
 
 static PyObject *Lane_use_socket(Lane *lane, PyObject *Py_UNUSED(none))
@@ -97,25 +100,8 @@ static PyObject *Lane_use_socket(Lane *lane, PyObject *Py_UNUSED(none))
     Py_RETURN_NONE;
 }
 
-static PyObject *Lane_map_out(Lane *lane, PyObject *args)
-{
-    int fd;
-    unsigned long long capacity;
-    if (!PyArg_ParseTuple(args, "iK", &fd, &capacity) || map_ring(&lane->out, &lane->out_size, fd, capacity)) {
-        return NULL;
-    }
-    Py_RETURN_NONE;
-}
-
-static PyObject *Lane_map_in(Lane *lane, PyObject *args)
-{
-    int fd;
-    unsigned long long capacity;
-    if (!PyArg_ParseTuple(args, "iK", &fd, &capacity) || map_ring(&lane->in, &lane->in_size, fd, capacity)) {
-        return NULL;
-    }
-    Py_RETURN_NONE;
-}
+static PyObject *Lane_map_out(Lane *lane, PyObject *args) { return map_ring(&lane->out, &lane->out_size, args); }
+static PyObject *Lane_map_in(Lane *lane, PyObject *args) { return map_ring(&lane->in, &lane->in_size, args); }
 
 void ring_bell(const Lane *lane)
 {

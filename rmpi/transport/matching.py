@@ -183,7 +183,7 @@ class Matching:
     def arrive(self, arrival: Arrival) -> Receive | None:
         """Match a message that has come, or that its receive gave up; None: it waits for a receive that fits."""
         context = self._context(arrival.context)
-        arrival.serial = arrival.serial or self._next()
+        arrival.serial = arrival.serial or self.in_turn()
         receive = self._first_receive(context, arrival) if context.receives else None
         if receive is not None:
             _take(context.receives, (receive.source, receive.tag), receive)
@@ -194,7 +194,7 @@ class Matching:
     def post(self, receive: Receive) -> Arrival | None:
         """Match a receive that is asked for, or whose message was withdrawn; None: it waits for one that fits."""
         context = self._context(receive.context)
-        receive.serial = receive.serial or self._next()
+        receive.serial = receive.serial or self.in_turn()
         arrival = _first_arrival(context, receive) if context.arrivals else None
         if arrival is not None:
             _take(context.arrivals, (arrival.source, arrival.tag), arrival)
@@ -221,16 +221,13 @@ class Matching:
             for queue in context.receives.values():
                 yield from queue
 
-    def in_turn(self) -> int:
-        """A serial number for a message that comes now, and was matched elsewhere: it may have to be put back."""
-        return self._next()
-
     def before_all(self) -> int:
         """A serial number for a message that came before all that wait."""
         self._earliest -= 1
         return self._earliest
 
-    def _next(self) -> int:
+    def in_turn(self) -> int:
+        """A serial number for what comes now."""
         self._serial += 1
         return self._serial
 

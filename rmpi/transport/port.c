@@ -333,15 +333,15 @@ static int set_members(Port *port, PyObject *members)
 
 static PyObject *Port_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"ident",     "context", "members", "arrivals", "receives",   "broken",
+    static char *names[] = {"context",   "members", "arrivals", "receives", "broken",
                             "locked",    "acquire", "release", "threads",  "array_type", "describe",
                             "new_array", "dumps",   "loads",   "adopt_send", "adopt_receive", "nothing",
                             "spin",      "yields",  NULL};
-    unsigned long long ident, context;
+    unsigned long long context;
     double seconds;
     int yields;
     PyObject *o[REFERENCES];
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "KKO!O!O!O!OOOOOOOOOOOOdp", names, &ident, &context, &PyTuple_Type,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "KO!O!O!O!OOOOOOOOOOOOdp", names, &context, &PyTuple_Type,
                                      &o[0], &PyDict_Type, &o[1], &PyDict_Type, &o[2], &PyDict_Type, &o[3], &o[4], &o[5],
                                      &o[6], &o[7], &o[8], &o[9], &o[10], &o[11], &o[12], &o[13], &o[14], &o[15],
                                      &seconds, &yields)) {
@@ -361,7 +361,6 @@ static PyObject *Port_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         PyTuple_SetItem(port->keep, i, Py_NewRef(o[i]));
         *fields[i] = o[i];
     }
-    port->ident = ident;
     port->context = context;
     port->thread = PyThread_get_thread_ident();
     port->most_spin = port->spin = (long long)(seconds * 1e9);

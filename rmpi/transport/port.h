@@ -25,7 +25,7 @@ typedef struct {
 
 typedef struct {
     PyObject_HEAD
-    uint64_t ident, context;
+    uint64_t context;
     unsigned long thread; /* that receives by it */
     Py_ssize_t size;
     Lane **lanes; /* by rank; NULL where there is none (yet) */

@@ -89,8 +89,7 @@ class NoShortcut:
 class Shortcuts:
     """The ports of one endpoint, one for each context, and the lanes that they use. Changed within progress."""
 
-    def __init__(self, ident: int, broken: dict[int, RmpiError], crank: Crank, flights: Flights) -> None:
-        self._ident = ident
+    def __init__(self, broken: dict[int, RmpiError], crank: Crank, flights: Flights) -> None:
         self._flights = flights
         self._broken = broken
         self._crank = crank
@@ -104,7 +103,6 @@ class Shortcuts:
         from rmpi.transport._ring import Port
 
         port = Port(
-            self._ident,
             number,
             members,
             context.arrivals,
