@@ -20,6 +20,10 @@ and then looks at `_asleep`. Under the GIL both see one order of these four step
 sees the other. Lanes are armed in the same place, and `ring.h` argues the same of them. Readiness of descriptors is
 level-triggered and waits in the epoll.
 
+**An event loop** (asyncio) that waits for an operation sleeps in a selector of its own, which looks at our epoll as at
+any other descriptor (`attend`). While one does, everybody who leaves the crank arms it as if going to sleep, so that
+whatever happens makes the epoll readable; the loop then calls `progress`.
+
 **Signals** that raise are held back while state changes (`interrupts`), and run while a thread sleeps.
 
 **Closing** while a thread leads leaves the descriptors to it: closing an epoll does not wake who sleeps in it.
@@ -35,7 +39,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rmpi.deadline import Deadline, now
-from rmpi.errors import ChannelClosed
+from rmpi.errors import ChannelClosed, UsageError
 from rmpi.transport.interrupts import SHIELD
 from rmpi.transport.operation import Operation
 
@@ -80,6 +84,8 @@ class Crank:
         self.leads = False
         self._followers: list[threading.Lock] = []
         self._posted: deque[Callable[[], None]] = deque()
+        self._leader = 0
+        self._attending = 0
         self._asleep = False
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll = select.epoll()
@@ -137,10 +143,33 @@ class Crank:
     def progress(self) -> None:
         """One turn, unless another thread leads."""
         with self.lock:
-            if not self.leads and not self.closed:
-                self.turn()
-        if self.attention:
+            if self.leads or self.closed:
+                return
+            self._asleep = False
+            self.turn()
+        while self.attention:
             self._after()
+        self._arm_for_loops()
+
+    def attend(self) -> int:
+        """An event loop will call `progress` whenever the descriptor that is returned is readable, until `neglect`."""
+        self._attending += 1
+        self._arm_for_loops()
+        return self._epoll.fileno()
+
+    def neglect(self) -> None:
+        self._attending -= 1
+
+    def _arm_for_loops(self) -> None:
+        """Where event loops attend and nobody leads: whatever happens from now on makes the epoll readable."""
+        with self.lock:
+            if self._attending and not (self.leads or self.closed) and not self._may_sleep():
+                os.eventfd_write(self._bell, 1)
+
+    def remind(self) -> None:
+        """`attention` was set by whoever may not be in a turn: somebody shall have one. From any thread."""
+        self.attention = True
+        self._rouse()
 
     def wait(self, operation: Operation, deadline: Deadline) -> bool:
         """Lead, or let the leader work, until the operation is done (True) or time is up (False)."""
@@ -151,7 +180,8 @@ class Crank:
                     self._check_open(operation)
                     return True
                 follower = self._follow(operation) if self.leads else None
-                self.leads = True
+                if follower is None:
+                    self._lead_on()
             if follower is None:
                 try:
                     return self._lead(operation, deadline)
@@ -207,7 +237,13 @@ class Crank:
         """Until something happens; a safe point for signals. The time left is the last argument."""
         SHIELD.sleep(function, *args, min(deadline.left(), LONGEST_SLEEP))
 
+    def _lead_on(self) -> None:
+        self.leads = True
+        self._leader = threading.get_ident()
+
     def _follow(self, operation: Operation) -> threading.Lock:
+        if self._leader == threading.get_ident():
+            raise UsageError("an operator, callback or signal handler must not wait for messages: it runs within a call that does")
         follower = threading.Lock()
         follower.acquire()
         self._followers.append(follower)
@@ -224,9 +260,12 @@ class Crank:
     def _hand_over(self) -> None:
         with self.lock:
             self.leads = False
+            self._leader = 0
             if self.closed:
                 self._free()
             self._appoint()
+        if self._attending:
+            self._arm_for_loops()
 
     def _appoint(self) -> None:
         """If nobody leads, wake the first follower, which then leads or appoints the next. The lock is held."""
@@ -249,7 +288,9 @@ class Crank:
         deadline = Deadline(now() + seconds)
         with self.lock:
             self._check_open(None)
-            leads, self.leads = not self.leads, True
+            leads = not self.leads
+            if leads:
+                self._lead_on()
         if not leads:
             self.wait(Operation(), deadline)
             return

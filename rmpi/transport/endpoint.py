@@ -20,6 +20,7 @@ caller cannot always know: the last moment at which a signal handler may raise i
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -31,7 +32,7 @@ from rmpi.transport.ends import Ends
 from rmpi.transport.flights import Flights
 from rmpi.transport.incoming import Incoming
 from rmpi.transport.interrupts import SHIELD
-from rmpi.transport.matching import Arrival, Receive
+from rmpi.transport.matching import Arrival, Probe, Receive
 from rmpi.transport.memory import MemoryLink
 from rmpi.transport.operation import Operation, Together
 from rmpi.transport.outgoing import Outgoing
@@ -79,9 +80,10 @@ class Endpoint:
     ) -> None:
         self.ident = ident
         self.name_of = name_of
-        self.crank = Crank(spin, self._report_conflicts, crowded=crowded)
+        self.crank = Crank(spin, self._attend, crowded=crowded)
         self.mismatched = mismatched
         self._conflicts: list[tuple[Arrival, int]] = []
+        self._continuations: deque[Callable[[], None]] = deque()
         self._peers = Peers(ident, name_of, self.crank, connect)
         self._incoming = Incoming(ident, self._peers, unmatched_limit, self._note_conflict)
         self._outgoing = Outgoing(ident, self._peers)
@@ -114,6 +116,13 @@ class Endpoint:
             known = self._ends.open_context(context, frozenset(members), collective)
             return self._shortcuts.open(context, tuple(members), known)
 
+    def close_context(self, context: int, short: Shortcut) -> None:
+        """Forget a context: who waits in it, or uses it later, gets `ChannelClosed`; what comes in it is dropped."""
+        with self._exclusively():
+            if not self.crank.closed and context in self._incoming.matching.contexts:
+                self._ends.close_context(context)
+            self._shortcuts.close(short)
+
     def begin_call(self, context: int, sequence: int, fingerprint: int) -> None:
         """Note which collective is called here as number ``sequence``, and compare with what has come.
 
@@ -121,9 +130,10 @@ class Endpoint:
         from now on compares that with it; and whoever did so before has finished, and would have left an arrival, or
         holds the lock at this moment. Under the GIL these steps have one order.
         """
-        known, crank = self._incoming.matching.contexts[context], self.crank
-        known.remember_call(sequence, fingerprint)
-        if known.arrivals or self._ends.broken or crank.closed or crank.lock.locked():
+        known, crank = self._incoming.matching.contexts.get(context), self.crank
+        if known is not None:
+            known.remember_call(sequence, fingerprint)
+        if known is None or known.arrivals or self._ends.broken or crank.closed or crank.lock.locked():
             self._begin_call(context, sequence, fingerprint)
 
     def _begin_call(self, context: int, sequence: int, fingerprint: int) -> None:
@@ -133,7 +143,7 @@ class Endpoint:
                 self._check_open(context)
                 self._incoming.begin_call(context, sequence, fingerprint)
             if self.crank.attention:
-                self._report_conflicts()
+                self._attend()
         finally:
             if shielded:
                 SHIELD.leave()
@@ -152,19 +162,33 @@ class Endpoint:
         self._conflicts.append((arrival, called))
         self.crank.attention = True
 
-    def _report_conflicts(self) -> None:
+    def go_on(self, continuation: Callable[[], None]) -> None:
+        """Have what must not hold the lock done after this turn, by whoever makes progress. Within progress."""
+        self._continuations.append(continuation)
+        self.crank.remind()
+
+    def _attend(self) -> None:
+        """Do what must not hold the lock."""
         with self.crank.lock:
             conflicts, self._conflicts = self._conflicts, []
             self.crank.attention = False
         if self.mismatched is not None:
             for arrival, called in conflicts:
                 self.mismatched(arrival, called)
+        while self._continuations:
+            try:
+                continuation = self._continuations.popleft()
+            except IndexError:  # another thread was quicker
+                return
+            continuation()
 
     def _check_open(self, context: int) -> None:
         if self.crank.closed:
             raise ChannelClosed("this endpoint is closed")
         if context in self._ends.broken:
             raise fresh(self._ends.broken[context])
+        if context not in self._incoming.matching.contexts:
+            raise ChannelClosed("this communicator was freed")
 
     # ------------------------------------------------------------------------------------ messages
 
@@ -309,6 +333,29 @@ class Endpoint:
         if shielded:
             SHIELD.leave(self.abandon, operations)
 
+    def watch(
+        self, operations: Sequence[Operation], deadline: Deadline = Deadline.NEVER, *, first: bool = False
+    ) -> bool:
+        """Make progress until all are done or one has failed; with ``first``, until any is done. None is abandoned.
+
+        Returns:
+            Whether that is so; False: time ran out.
+        """
+        shielded = SHIELD.enter()
+        try:
+            with self.crank.lock:
+                together = Together(operations, first=first)
+            try:
+                if not together.done:
+                    self._fly([operation for operation in operations if not operation.done])
+                return self.crank.wait(together, deadline)
+            finally:
+                with self.crank.lock:
+                    together.let_go()
+        finally:
+            if shielded:
+                SHIELD.leave()
+
     def _wait(self, operations: Sequence[Operation], deadline: Deadline, patience: Patience | None) -> Operation | None:
         """Wait for all, or for the first that fails; one that is not done, if time ran out."""
         pending = [operation for operation in operations if not operation.done]
@@ -356,6 +403,14 @@ class Endpoint:
                     self._incoming.abandon(operation)
                 elif isinstance(operation, Transfer) and not operation.done:
                     self._outgoing.abandon(operation)
+
+    def start_probe(self, context: int, source: int, tag: int, members: frozenset[int] = frozenset()) -> Probe:
+        """Begin to look for a message that a receive would get; when done, `Probe.arrival` is it, and stays in line."""
+        probe = Probe(context, source, tag, None, members)
+        with self._exclusively():
+            self._check_open(context)
+            self._incoming.probe(probe)
+        return probe
 
     def put_back(self, context: int, source: int, tag: int, fingerprint: int, value: Encoded, *, eager: bool) -> None:
         """A message that came by the short cut is the next in line again: who asked for it never got it."""

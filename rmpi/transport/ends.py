@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from rmpi.errors import PeerExited, PeerLost, RmpiError
+from rmpi.errors import ChannelClosed, PeerExited, PeerLost, RmpiError
 from rmpi.transport.base import Link
 from rmpi.transport.incoming import Incoming
 from rmpi.transport.matching import Context
@@ -64,6 +64,14 @@ class Ends:
             self.broken.setdefault(context, error)
         self._incoming.fail_in(broken, error)
         self._outgoing.fail_in(broken, error)
+
+    def close_context(self, context: int) -> None:
+        """Nothing will be sent or received in this context any more."""
+        error = ChannelClosed("this communicator was freed")
+        self._incoming.fail_in(frozenset({context}), error)
+        self._outgoing.fail_in(frozenset({context}), error)
+        self._incoming.close_context(context)
+        self.broken.pop(context, None)
 
     # ------------------------------------------------------------------------------------ peers
 

@@ -29,7 +29,7 @@ from functools import partial
 
 from rmpi.errors import DeadlineExceeded, PeerExited, PeerLost, RmpiError, UsageError, WireError
 from rmpi.transport.base import Link
-from rmpi.transport.matching import ANY, Arrival, Matching, Receive, take_views
+from rmpi.transport.matching import ANY, Arrival, Matching, Probe, Receive, take_views
 from rmpi.transport.peers import FRAME_COST, Handler, Peers
 from rmpi.wire.codec import Encoded, check_value
 from rmpi.wire.frames import Buffer, Frame, Kind
@@ -120,6 +120,19 @@ class Incoming:
             receive.finish(UsageError(reason))
             return
         self._meet(arrival, receive)
+
+    def probe(self, probe: Probe) -> None:
+        """Look for a message, or wait for one without taking it."""
+        self.matching.probe(probe)
+        error = self._why_hopeless(probe) if not probe.done else None
+        if error is not None:
+            self.matching.cancel(probe)
+            probe.finish(error)
+
+    def close_context(self, context: int) -> None:
+        """Nobody will receive in this context any more: what its members sent is consumed, and dropped."""
+        for arrival in self.matching.close(context):
+            self._meet(arrival, Receive(context, ANY, ANY))
 
     def _why_hopeless(self, receive: Receive) -> PeerLost | None:
         """Why nobody will answer a receive; None while somebody may."""
@@ -303,8 +316,8 @@ class Incoming:
     # ------------------------------------------------------------------------------- giving up
 
     def abandon(self, receive: Receive) -> None:
-        """Forget a receive; its message, if it has one, waits for the next."""
-        if not self.matching.cancel(receive):
+        """Forget a receive; its message, if it has one, waits for the next. A probe has none."""
+        if not self.matching.cancel(receive) and not isinstance(receive, Probe):
             arrival = receive.arrival or self._on_its_way_to(receive)
             if arrival is not None:
                 self._unreceive(arrival, receive)

@@ -32,6 +32,10 @@ REMEMBERED_CALLS = 64
 """Collectives per context whose fingerprints are kept. A later frame of an older one goes unnoticed."""
 
 
+REMEMBERED_CONTEXTS = 4096
+"""Closed contexts whose late messages are still recognised. Those of older ones stay in memory."""
+
+
 class Arrival:
     """A message that has come, or of which at least the header has."""
 
@@ -141,16 +145,23 @@ class Receive(Operation):
         return self.source in (ANY, arrival.source) and self.tag in (ANY, arrival.tag)
 
 
+class Probe(Receive):
+    """Somebody wants to know of the next message that fits, and not to have it. When done, `arrival` is that message."""
+
+    __slots__ = ()
+
+
 class Context:
     """The two tables of one context, and what was called in it."""
 
-    __slots__ = ("arrivals", "calls", "collective", "members", "receives")
+    __slots__ = ("arrivals", "calls", "collective", "members", "probes", "receives")
 
     def __init__(self) -> None:
         self.members: frozenset[int] = frozenset()
         self.collective = False
         self.arrivals: dict[tuple[int, int], deque[Arrival]] = {}
         self.receives: dict[tuple[int, int], deque[Receive]] = {}
+        self.probes: list[Probe] = []
         self.calls: dict[int, int] = {}
 
     def remember_call(self, sequence: int, fingerprint: int) -> None:
@@ -164,11 +175,13 @@ class Matching:
 
     def __init__(self) -> None:
         self.contexts: dict[int, Context] = {}
+        self._closed: dict[int, None] = {}  # an ordered set
         self._serial = 0
         self._earliest = 0
 
     def open(self, context: int, members: frozenset[int], collective: bool) -> Context:
         """Make a context known. Messages may have arrived in it before."""
+        self._closed.pop(context, None)
         known = self._context(context)
         known.members = members
         known.collective = collective
@@ -182,6 +195,8 @@ class Matching:
 
     def arrive(self, arrival: Arrival) -> Receive | None:
         """Match a message that has come, or that its receive gave up; None: it waits for a receive that fits."""
+        if arrival.context in self._closed:
+            return Receive(arrival.context, ANY, ANY)
         context = self._context(arrival.context)
         arrival.serial = arrival.serial or self.in_turn()
         receive = self._first_receive(context, arrival) if context.receives else None
@@ -189,7 +204,23 @@ class Matching:
             _take(context.receives, (receive.source, receive.tag), receive)
             return receive
         _insert(context.arrivals.setdefault((arrival.source, arrival.tag), deque()), arrival)
+        if context.probes:
+            self._tell_probes(context, arrival)
         return None
+
+    def _tell_probes(self, context: Context, arrival: Arrival) -> None:
+        for probe in [probe for probe in context.probes if probe.fits(arrival)]:
+            context.probes.remove(probe)
+            probe.arrival = arrival
+            probe.finish()
+
+    def probe(self, probe: Probe) -> None:
+        """Find the message that a receive would get; else the probe waits for one."""
+        probe.arrival = self.find(probe)
+        if probe.arrival is not None:
+            probe.finish()
+        else:
+            self._context(probe.context).probes.append(probe)
 
     def post(self, receive: Receive) -> Arrival | None:
         """Match a receive that is asked for, or whose message was withdrawn; None: it waits for one that fits."""
@@ -208,7 +239,13 @@ class Matching:
         return _first_arrival(context, receive) if context is not None else None
 
     def cancel(self, receive: Receive) -> bool:
-        """Forget a receive; False: it is not waiting any more."""
+        """Forget a receive or probe; False: it is not waiting any more."""
+        if isinstance(receive, Probe):
+            probes = self.contexts[receive.context].probes
+            waits = receive in probes
+            if waits:
+                probes.remove(receive)
+            return waits
         return _take(self.contexts[receive.context].receives, (receive.source, receive.tag), receive)
 
     def withdraw(self, arrival: Arrival) -> bool:
@@ -216,10 +253,19 @@ class Matching:
         return _take(self.contexts[arrival.context].arrivals, (arrival.source, arrival.tag), arrival)
 
     def receives(self) -> Iterator[Receive]:
-        """All receives that wait, of all contexts."""
+        """All receives and probes that wait, of all contexts."""
         for context in self.contexts.values():
+            yield from context.probes
             for queue in context.receives.values():
                 yield from queue
+
+    def close(self, context: int) -> list[Arrival]:
+        """Forget a context; what has come and nobody received. What comes later is received by nobody (`arrive`)."""
+        self._closed[context] = None
+        if len(self._closed) > REMEMBERED_CONTEXTS:
+            del self._closed[next(iter(self._closed))]
+        known = self.contexts.pop(context)
+        return [arrival for queue in known.arrivals.values() for arrival in queue]
 
     def before_all(self) -> int:
         """A serial number for a message that came before all that wait."""

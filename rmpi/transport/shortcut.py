@@ -128,6 +128,11 @@ class Shortcuts:
         self._ports.append(port)
         return port
 
+    def close(self, port: Shortcut) -> None:
+        """The context of this port is of no use any more."""
+        if port in self._ports:
+            self._ports.remove(port)
+
     def add(self, lane: Lane) -> None:
         """Messages to and from the peer of ``lane`` may take it."""
         self._lanes.append(lane)
