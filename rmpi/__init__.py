@@ -17,15 +17,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rmpi.comm.bootstrap import init as init
-    from rmpi.comm.communicator import ANY_SOURCE as ANY_SOURCE
-    from rmpi.comm.communicator import ANY_TAG as ANY_TAG
     from rmpi.comm.communicator import Comm as Comm
-    from rmpi.comm.communicator import Status as Status
+    from rmpi.comm.ops import BAND as BAND
+    from rmpi.comm.ops import BOR as BOR
+    from rmpi.comm.ops import BXOR as BXOR
+    from rmpi.comm.ops import LAND as LAND
+    from rmpi.comm.ops import LOR as LOR
+    from rmpi.comm.ops import LXOR as LXOR
     from rmpi.comm.ops import MAX as MAX
+    from rmpi.comm.ops import MAXLOC as MAXLOC
     from rmpi.comm.ops import MIN as MIN
+    from rmpi.comm.ops import MINLOC as MINLOC
     from rmpi.comm.ops import PROD as PROD
     from rmpi.comm.ops import SUM as SUM
     from rmpi.comm.ops import Operator as Operator
+    from rmpi.comm.request import Request as Request
+    from rmpi.comm.request import as_completed as as_completed
+    from rmpi.comm.request import wait_all as wait_all
+    from rmpi.comm.request import wait_any as wait_any
+    from rmpi.comm.status import ANY_SOURCE as ANY_SOURCE
+    from rmpi.comm.status import ANY_TAG as ANY_TAG
+    from rmpi.comm.status import Status as Status
     from rmpi.errors import ChannelClosed as ChannelClosed
     from rmpi.errors import CollectiveMismatch as CollectiveMismatch
     from rmpi.errors import DeadlineExceeded as DeadlineExceeded
@@ -45,8 +57,24 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "rmpi.comm.bootstrap": ("init",),
-    "rmpi.comm.communicator": ("ANY_SOURCE", "ANY_TAG", "Comm", "Status"),
-    "rmpi.comm.ops": ("MAX", "MIN", "PROD", "SUM", "Operator"),
+    "rmpi.comm.communicator": ("Comm",),
+    "rmpi.comm.ops": (
+        "BAND",
+        "BOR",
+        "BXOR",
+        "LAND",
+        "LOR",
+        "LXOR",
+        "MAX",
+        "MAXLOC",
+        "MIN",
+        "MINLOC",
+        "PROD",
+        "SUM",
+        "Operator",
+    ),
+    "rmpi.comm.request": ("Request", "as_completed", "wait_all", "wait_any"),
+    "rmpi.comm.status": ("ANY_SOURCE", "ANY_TAG", "Status"),
     "rmpi.errors": (
         "ChannelClosed",
         "CollectiveMismatch",

@@ -13,7 +13,8 @@ import os
 import socket
 from collections.abc import Mapping
 
-from rmpi.comm.communicator import Comm, driver_of
+from rmpi.comm.communicator import Comm
+from rmpi.comm.family import Family
 from rmpi.errors import ChannelClosed, LaunchError
 from rmpi.places.place import FD_VARIABLE, Place, inherited_fd
 from rmpi.transport.endpoint import Endpoint
@@ -50,30 +51,16 @@ def init() -> Comm:
 
 
 def _join(fd: int) -> Comm:
-    place = Place(fd, _call_of, _last_call)
+    place = Place(fd)
+    family = Family(place.endpoint, place)
+    place.serve(family)
     welcome = place.welcome
-    comm = Comm(place.endpoint, place, welcome.members, welcome.context, welcome.hosts)
-    place.endpoint.mismatched = lambda arrival, _called: driver_of(comm).report_mismatch(arrival)
+    comm = Comm(family, welcome.members, welcome.context, welcome.hosts)
+    place.endpoint.mismatched = family.report_mismatch
     os.environ.pop(FD_VARIABLE, None)  # for programs that this rank starts: they are not the rank
     atexit.register(place.leave)
     os.register_at_fork(after_in_child=lambda: _disown(place))
     return comm
-
-
-def _call_of(context: int, sequence: int) -> tuple[int, str] | None:
-    """What was called here as collective ``sequence`` of a communicator."""
-    driver = driver_of(_world) if _world is not None else None
-    call = driver.call(sequence) if driver is not None and driver.context == context else None
-    return (call.fingerprint, str(call)) if call is not None else None
-
-
-def _last_call() -> tuple[int, int, int, str] | None:
-    """The last collective that was called here: leaving, a rank compares it with the others'."""
-    driver = driver_of(_world) if _world is not None else None
-    call = driver.last_call() if driver is not None else None
-    if driver is None or call is None:
-        return None
-    return driver.context, call.sequence, call.fingerprint, str(call)
 
 
 def _disown(place: Place) -> None:
@@ -116,7 +103,7 @@ class _Nobody:
 def _alone(environ: Mapping[str, str]) -> Comm:
     refuse_other_launchers(environ)
     endpoint = Endpoint(0, lambda _peer: None, name_of="rank {}".format)
-    return Comm(endpoint, _Nobody(endpoint), [0], 2, [socket.gethostname()])
+    return Comm(Family(endpoint, _Nobody(endpoint)), [0], 2, [socket.gethostname()])
 
 
 def refuse_other_launchers(environ: Mapping[str, str]) -> None:

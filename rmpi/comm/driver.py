@@ -27,23 +27,21 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
+from rmpi.comm.ongoing import Ongoing
 from rmpi.comm.schedule import Recv, Schedule, Send, Step, raw_bytes
 from rmpi.deadline import Deadline
 from rmpi.errors import ChannelClosed, DeadlineExceeded, RmpiError, UsageError
 from rmpi.transport.base import Transfer
-from rmpi.transport.endpoint import Endpoint, Patience
+from rmpi.transport.endpoint import PATIENCE, Endpoint, Patience
 from rmpi.transport.matching import Arrival, Receive
 from rmpi.transport.operation import Operation
-from rmpi.transport.shortcut import NOTHING
+from rmpi.transport.shortcut import NOTHING, NoShortcut, Shortcut
 from rmpi.wire.frames import EAGER_LIMIT
 
 T = TypeVar("T")
 
 REMEMBERED = 64
 """Collectives whose call sites are kept, to name both sides of a mismatch."""
-
-PATIENCE = 0.25
-"""Seconds that a collective waits before its rank reports what it called."""
 
 _PACKAGE = f"{Path(__file__).resolve().parent.parent}/"
 _UNUSABLE = "this communicator cannot be used for collectives any more, because ranks may be in the middle of it"
@@ -149,25 +147,52 @@ class Driver:
         self._sequence = 0
         self._calls: deque[Called] = deque(maxlen=REMEMBERED)
         self._reported = -1
-        self._short = endpoint.open_context(self._own_context, members, collective=True)
+        self._short: Shortcut = endpoint.open_context(self._own_context, members, collective=True)
+
+    def close(self) -> None:
+        """Forget the context of the collectives."""
+        self._endpoint.close_context(self._own_context, self._short)
+        self._short = NoShortcut()
 
     def run(self, signature: Signature, schedule: Schedule[T], timeout: float | None) -> T:
         """Run one collective, called by whoever called the method that calls this."""
         deadline = Deadline.NEVER if timeout is None else Deadline.after(timeout)
         try:
-            frame = sys._getframe(2)
-            while (code := frame.f_code).co_filename.startswith(_PACKAGE) and frame.f_back is not None:
-                frame = frame.f_back
-            sequence = self._sequence
-            self._sequence = sequence + 1
-            self._calls.append((sequence, signature, code, frame.f_lasti))
-            self._endpoint.begin_call(self._own_context, sequence, signature.fingerprint)
+            sequence = self._number(signature)
             return self._follow(schedule, sequence, signature.fingerprint, deadline)
         except BaseException as error:
             self._spoil(signature.what, error)
             if isinstance(error, DeadlineExceeded):
                 raise DeadlineExceeded(f"{signature.what}: timeout of {timeout} s passed; {_UNUSABLE}") from None
             raise
+
+    def start(self, signature: Signature, schedule: Schedule[Any]) -> Ongoing:
+        """Begin one collective; it goes on whenever somebody makes progress."""
+        try:
+            sequence = self._number(signature)
+        except BaseException as error:
+            self._spoil(signature.what, error)
+            raise
+        ongoing = Ongoing(
+            self._endpoint,
+            schedule,
+            partial(self._post, sequence, signature.fingerprint),
+            partial(self._spoil, signature.what),
+            partial(self._report, sequence),
+        )
+        ongoing.start()
+        return ongoing
+
+    def _number(self, signature: Signature) -> int:
+        """The number of a collective that is called now, by the first caller outside of this package."""
+        frame = sys._getframe(3)
+        while (code := frame.f_code).co_filename.startswith(_PACKAGE) and frame.f_back is not None:
+            frame = frame.f_back
+        sequence = self._sequence
+        self._sequence = sequence + 1
+        self._calls.append((sequence, signature, code, frame.f_lasti))
+        self._endpoint.begin_call(self._own_context, sequence, signature.fingerprint)
+        return sequence
 
     def _follow(self, schedule: Schedule[T], sequence: int, fingerprint: int, deadline: Deadline) -> T:
         short, result = self._short, None
@@ -244,6 +269,12 @@ class Driver:
                 quick = done[i] is not NOTHING
             if not quick:
                 done[i] = self._start(recv, sequence, fingerprint)
+
+    def _post(self, sequence: int, fingerprint: int, step: Step) -> Operation | None:
+        """Begin a step of a nonblocking collective; None if it was a send, and is complete."""
+        if isinstance(step, Send) and self._short.post(step.value, step.peer, sequence, fingerprint):
+            return None
+        return self._start(step, sequence, fingerprint)
 
     def _start(self, step: Step, sequence: int, fingerprint: int) -> Transfer | Receive:
         """Begin a step the long way."""

@@ -6,9 +6,17 @@ and an operator of yours must not change them either.
 
 Three kinds:
 
-- The built-ins `SUM`, `PROD`, `MIN` and `MAX`: element by element for arrays (`numpy.add`, …), the Python
-  operator for everything else (``+`` also joins strings). A NaN makes the result of MIN and MAX a NaN,
-  for floats as for arrays.
+- The built-ins, element by element for arrays (`numpy.add`, …), and by the Python operator for everything else
+  (``+`` also joins strings, ``&`` intersects sets):
+
+  - `SUM`, `PROD`, `MIN`, `MAX`. A NaN makes the result of MIN and MAX a NaN, for floats as for arrays.
+  - `BAND`, `BOR`, `BXOR`: bit by bit.
+  - `LAND`, `LOR`, `LXOR`: of truth values. What takes part is the truth of each rank's value, so the result is a bool
+    or an array of bools, on one rank too.
+  - `MINLOC`, `MAXLOC`: of pairs ``(value, location)``, the one with the least or greatest value; among equal values the
+    one with the lower location. A pair is a tuple of two, or an element of an array with exactly two fields. A NaN is
+    less, and greater, than any number.
+
 - A NumPy ufunc of two inputs and one output, applied as it is.
 - Any other callable of two arguments, called with whole values. (`numpy.matmul` is of this kind too: it is
   a *generalised* ufunc, which cannot be applied to parts of an array.)
@@ -26,17 +34,61 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from rmpi.errors import UsageError
+
+Array: TypeAlias = npt.NDArray[Any]
 
 _EXACT_UFUNCS = frozenset(
     {np.add, np.subtract, np.multiply, np.minimum, np.maximum}
     | {np.bitwise_and, np.bitwise_or, np.bitwise_xor, np.logical_and, np.logical_or, np.logical_xor}
     | {np.gcd, np.lcm}
 )
+
+
+class _Located:
+    """MINLOC or MAXLOC for arrays of two fields; called like a ufunc.
+
+    It only chooses between elements, and comparing is exact: so is this.
+    """
+
+    def __init__(self, name: str, better: np.ufunc) -> None:
+        self._name = name
+        self._better = better
+
+    def keeps(self, dtype: np.dtype[Any]) -> bool:
+        """Whether elements of ``dtype`` are pairs."""
+        names = dtype.names or ()
+        return len(names) == 2 and all(dtype[name].shape == () for name in names)
+
+    def __call__(self, left: Any, right: Any, out: Array | None = None) -> Any:
+        """The better of each two elements, in ``out`` if given: one of the operands, or memory apart from both."""
+        takes = self._takes_right(left, right)
+        if out is None:
+            out = left.copy()
+        elif out is right:
+            np.copyto(out, left, where=~takes)
+            return out
+        elif out is not left:
+            np.copyto(out, left)
+        np.copyto(out, right, where=takes)
+        return out
+
+    def _takes_right(self, left: Any, right: Any) -> Any:
+        for operand in (left, right):
+            if not isinstance(operand, np.ndarray) or not self.keeps(operand.dtype):
+                raise _no_pair(self._name, operand)
+        ours, theirs = ([array[name] for name in array.dtype.names] for array in (left, right))
+        nan, their_nan = (values != values for values in (ours[0], theirs[0]))  # only NaN does that
+        tie = (ours[0] == theirs[0]) | (nan & their_nan)
+        return self._better(theirs[0], ours[0]) | (their_nan & ~nan) | (tie & (theirs[1] < ours[1]))
+
+
+Elementwise: TypeAlias = np.ufunc | _Located
 
 
 class Operator:
@@ -59,6 +111,7 @@ class Operator:
         "_exact_arrays",
         "_function",
         "_kept",
+        "_prepare",
         "_ufunc",
         "commutes",
         "name",
@@ -79,13 +132,21 @@ class Operator:
         self.reproducible = reproducible
         self._function = function
         self._kept: np.dtype[Any] | None = None  # the last dtype that was seen to be kept
+        self._prepare: Callable[[Any], Any] | None = None
         self._apply_to_arrays(function if isinstance(function, np.ufunc) and function.signature is None else None)
         # np.multiply may be given complex scalars too, which it rounds as the processor likes.
         self._exact = self._exact_arrays and self._ufunc is not np.multiply
 
-    def _apply_to_arrays(self, ufunc: np.ufunc | None) -> None:
+    def _apply_to_arrays(self, ufunc: Elementwise | None) -> None:
         self._ufunc = ufunc
-        self._exact_arrays = ufunc in _EXACT_UFUNCS
+        self._exact_arrays = ufunc in _EXACT_UFUNCS or isinstance(ufunc, _Located)
+
+    def prepare(self, value: Any) -> Any:
+        """What takes part in the reduction for a rank's ``value``: its truth for LAND, LOR and LXOR, else itself.
+
+        Whoever reduces does this once to each rank's value. So the result is of one type on any number of ranks.
+        """
+        return value if self._prepare is None else self._prepare(value)
 
     def __call__(self, left: Any, right: Any) -> Any:
         """Combine two values, left from the lower ranks. For ufuncs the result is always a new value."""
@@ -108,7 +169,7 @@ class Operator:
             return ufunc(left, right, out=into)
         return np.asanyarray(ufunc(left, right))  # a ufunc of 0-d arrays returns a scalar
 
-    def _fits(self, ufunc: np.ufunc, left: Any, right: Any, into: Any) -> bool:
+    def _fits(self, ufunc: Elementwise, left: Any, right: Any, into: Any) -> bool:
         if not (type(into) is type(left) is type(right) is np.ndarray):
             return False
         dtype = into.dtype
@@ -169,8 +230,8 @@ def _check(function: object) -> None:
         raise UsageError(f"{name} reduces one array, and does not combine two values; use {instead}")
     if not callable(function):
         raise UsageError(
-            "op must be rmpi.SUM, PROD, MIN or MAX, an Operator, a NumPy ufunc of two inputs, or a callable "
-            f"of two arguments, not {function!r}"
+            "op must be rmpi.SUM, PROD, MIN, MAX or another of rmpi's, an Operator, a NumPy ufunc of two inputs, or "
+            f"a callable of two arguments, not {function!r}"
         )
 
 
@@ -180,8 +241,10 @@ _NOT_OPERATORS: dict[object, str] = {
     np.prod: "rmpi.PROD or numpy.multiply",
     np.min: "rmpi.MIN or numpy.minimum",
     np.max: "rmpi.MAX or numpy.maximum",
-    np.any: "numpy.logical_or",
-    np.all: "numpy.logical_and",
+    np.any: "rmpi.LOR",
+    np.all: "rmpi.LAND",
+    np.argmin: "rmpi.MINLOC",
+    np.argmax: "rmpi.MAXLOC",
 }
 """What comes to mind first, takes two arguments, and means something else: the second is an axis."""
 
@@ -196,7 +259,9 @@ def _name(function: object) -> str:
 
 
 @lru_cache(maxsize=256)
-def _keeps(ufunc: np.ufunc, dtype: np.dtype[Any]) -> bool:
+def _keeps(ufunc: Elementwise, dtype: np.dtype[Any]) -> bool:
+    if isinstance(ufunc, _Located):
+        return ufunc.keeps(dtype)
     try:
         found = ufunc.resolve_dtypes((dtype, dtype, None))
     except TypeError:  # no loop for this dtype: applying it will say so better
@@ -204,10 +269,16 @@ def _keeps(ufunc: np.ufunc, dtype: np.dtype[Any]) -> bool:
     return bool(found == (dtype, dtype, dtype))
 
 
-def _builtin(name: str, ufunc: np.ufunc, function: Callable[[Any, Any], Any]) -> Operator:
+def _builtin(name: str, ufunc: Elementwise, function: Callable[[Any, Any], Any]) -> Operator:
     made = Operator(function, name=name, commutes=True)
     made._apply_to_arrays(ufunc)
     made._exact = True
+    return made
+
+
+def _logical(name: str, ufunc: np.ufunc, function: Callable[[bool, bool], bool]) -> Operator:
+    made = _builtin(name, ufunc, lambda left, right: function(bool(left), bool(right)))
+    made._prepare = _truth
     return made
 
 
@@ -219,7 +290,54 @@ def _max(left: Any, right: Any) -> Any:
     return right if right > left or right != right else left
 
 
+def _minloc(left: Any, right: Any) -> Any:
+    return _better_pair("MINLOC", operator.lt, left, right)
+
+
+def _maxloc(left: Any, right: Any) -> Any:
+    return _better_pair("MAXLOC", operator.gt, left, right)
+
+
+def _better_pair(name: str, better: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
+    """``left`` or ``right`` itself."""
+    for operand in (left, right):
+        if not _is_pair(operand):
+            raise _no_pair(name, operand)
+    ours, theirs = left[0], right[0]
+    nan, their_nan = ours != ours, theirs != theirs
+    if nan != their_nan:
+        return left if nan else right
+    if nan or ours == theirs:
+        return right if right[1] < left[1] else left
+    return right if better(theirs, ours) else left
+
+
+def _is_pair(value: object) -> bool:
+    if isinstance(value, np.void):  # an element of an array with fields
+        return value.dtype.names is not None and len(value.dtype.names) == 2
+    return isinstance(value, tuple) and len(value) == 2
+
+
+def _no_pair(name: str, value: object) -> UsageError:
+    given = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else f"{value!r:.60}"
+    return UsageError(
+        f"{name} combines pairs: tuples (value, location), or arrays with exactly these two fields, not {given}"
+    )
+
+
+def _truth(value: Any) -> Any:
+    return value.astype(bool, copy=False) if isinstance(value, np.ndarray) else bool(value)
+
+
 SUM = _builtin("SUM", np.add, operator.add)
 PROD = _builtin("PROD", np.multiply, operator.mul)
 MIN = _builtin("MIN", np.minimum, _min)
 MAX = _builtin("MAX", np.maximum, _max)
+MINLOC = _builtin("MINLOC", _Located("MINLOC", np.less), _minloc)
+MAXLOC = _builtin("MAXLOC", _Located("MAXLOC", np.greater), _maxloc)
+LAND = _logical("LAND", np.logical_and, operator.and_)
+LOR = _logical("LOR", np.logical_or, operator.or_)
+LXOR = _logical("LXOR", np.logical_xor, operator.xor)
+BAND = _builtin("BAND", np.bitwise_and, operator.and_)
+BOR = _builtin("BOR", np.bitwise_or, operator.or_)
+BXOR = _builtin("BXOR", np.bitwise_xor, operator.xor)

@@ -14,10 +14,11 @@ import os
 import select
 import socket
 import stat
+import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from rmpi.deadline import Deadline
 from rmpi.errors import (
@@ -94,6 +95,19 @@ def inherited_fd(environ: Mapping[str, str]) -> int | None:
     return number
 
 
+class Calls(Protocol):
+    """What was called in a place, for its router to compare."""
+
+    def call_of(self, context: int, sequence: int) -> tuple[int, str] | None:
+        """Fingerprint and text of what was called as collective ``sequence``; None: nothing yet."""
+
+    def last_calls(self) -> list[tuple[int, int, int, str]]:
+        """Context, number, fingerprint and text of the last collective of each communicator."""
+
+    def unfinished(self) -> list[str]:
+        """What was begun and has not ended, in words."""
+
+
 class Place:
     """This process' part in a job.
 
@@ -102,30 +116,23 @@ class Place:
         endpoint: The traffic with other places.
     """
 
-    def __init__(
-        self,
-        fd: int,
-        call_of: Callable[[int, int], tuple[int, str] | None],
-        last_call: Callable[[], tuple[int, int, int, str] | None] = lambda: None,
-    ) -> None:
-        """Join the job.
-
-        Args:
-            call_of: For a context and sequence number, fingerprint and text of what was called here.
-            last_call: Context, sequence number, fingerprint and text of the last collective called here.
-        """
-        self._last_call = last_call
+    def __init__(self, fd: int) -> None:
+        """Join the job."""
+        self._calls: Calls | None = None
         self._reporter = reporter_at(fd)
         self._reporter.install()
         assert _control is not None
         self._control = _control
-        self._call_of = call_of
         self._left = False
         self.pid = os.getpid()
         os.set_inheritable(fd, False)
         self.welcome = self._await_welcome()
         self.endpoint = self._make_endpoint()
         self._tell(Joined())
+
+    def serve(self, calls: Calls) -> None:
+        """Answer for ``calls``, which are made in this place."""
+        self._calls = calls
 
     def _await_welcome(self) -> Welcome:
         ready = wait_for(self._control.fileno(), select.POLLIN, WELCOME_LIMIT)
@@ -183,9 +190,11 @@ class Place:
             return
         self._left = True
         if not self._reporter.crashed:
-            last = self._last_call()
-            if last is not None:
-                self.called(*last, last=True)
+            if self._calls is not None:
+                for line in self._calls.unfinished():
+                    print(f"rmpi: rank {self.welcome.rank}: {line}", file=sys.stderr, flush=True)
+                for last in self._calls.last_calls():
+                    self.called(*last, last=True)
             self.endpoint.finish()
             self._tell(Left())
             self._control.drain()
@@ -228,7 +237,7 @@ class Place:
             case Broken(context, text):
                 self.endpoint.break_contexts([context, context + 1], CollectiveMismatch(text))
             case WhatCalled(context, sequence):
-                mine = self._call_of(context, sequence)
+                mine = self._calls.call_of(context, sequence) if self._calls is not None else None
                 if mine is not None:
                     self.called(context, sequence, *mine)
 

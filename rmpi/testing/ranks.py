@@ -10,11 +10,12 @@ from __future__ import annotations
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from rmpi.comm.communicator import Comm, driver_of
+from rmpi.comm.communicator import Comm
+from rmpi.comm.family import Family
 from rmpi.deadline import Deadline
 from rmpi.errors import CollectiveMismatch, DeadlineExceeded, PeerExited, PeerLost, RankFailed
 from rmpi.places.calls import CallBook, Report
@@ -30,7 +31,7 @@ HOST = "this process"
 class Fabric:
     """``size`` endpoints in one process, and what a router would do for them."""
 
-    def __init__(self, size: int, unmatched_limit: int = 1 << 30) -> None:
+    def __init__(self, size: int, unmatched_limit: int = 1 << 30, hosts: Sequence[str] | None = None) -> None:
         self._lock = threading.Lock()
         self._pairs: set[tuple[int, int]] = set()
         self._calls = CallBook()
@@ -44,10 +45,8 @@ class Fabric:
             )
             for ident in range(size)
         ]
-        self.comms = [
-            Comm(endpoint, _Keeper(self, endpoint.ident), range(size), CONTEXT, [HOST] * size)
-            for endpoint in self.endpoints
-        ]
+        self.families = [Family(endpoint, _Keeper(self, endpoint.ident)) for endpoint in self.endpoints]
+        self.comms = [Comm(family, range(size), CONTEXT, hosts or [HOST] * size) for family in self.families]
 
     def connect(self, first: int, second: int) -> None:
         """Make the link of a pair, once."""
@@ -62,7 +61,7 @@ class Fabric:
         two.crank.post(partial(two.add_link, links[1]))
 
     def _mismatched(self, ident: int, arrival: Any, _called: int) -> None:
-        driver_of(self.comms[ident]).report_mismatch(arrival)
+        self.families[ident].report_mismatch(arrival)
 
     def report(self, ident: int, context: int, sequence: int, fingerprint: int, what: str) -> None:
         """A rank says what it called. If that disagrees, break the communicator on every rank."""
@@ -95,9 +94,9 @@ class _Keeper:
 
     def mismatch(self, context: int, sequence: int, fingerprint: int, what: str, other: int) -> None:
         self.called(context, sequence, fingerprint, what)
-        theirs = driver_of(self._fabric.comms[other]).call(sequence)
+        theirs = self._fabric.families[other].call_of(context, sequence)
         if theirs is not None:
-            self._fabric.report(other, context, sequence, theirs.fingerprint, str(theirs))
+            self._fabric.report(other, context, sequence, *theirs)
 
     def leave(self) -> None:
         self._fabric.endpoints[self._ident].finish()
@@ -109,14 +108,20 @@ def run_ranks(
     *args: Any,
     timeout: float = 30.0,
     unmatched_limit: int = 1 << 30,
+    hosts: Sequence[str] | None = None,
 ) -> list[T]:
     """Run ``main(comm, *args)`` on ``size`` ranks, a thread each; the results in rank order.
+
+    Args:
+        timeout: Seconds for all of it.
+        unmatched_limit: Bytes that each rank takes unasked, beyond what travels eagerly.
+        hosts: Where each rank pretends to run.
 
     Raises:
         ExceptionGroup: Some ranks raised: *every* failure, each with a note that names its rank.
         DeadlineExceeded: Not all had ended after ``timeout`` seconds; the text has every rank's stack.
     """
-    fabric = Fabric(size, unmatched_limit)
+    fabric = Fabric(size, unmatched_limit, hosts)
     results: list[Any] = [None] * size
     errors: list[tuple[int, BaseException]] = []
 

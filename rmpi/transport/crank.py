@@ -243,7 +243,9 @@ class Crank:
 
     def _follow(self, operation: Operation) -> threading.Lock:
         if self._leader == threading.get_ident():
-            raise UsageError("an operator, callback or signal handler must not wait for messages: it runs within a call that does")
+            raise UsageError(
+                "an operator, callback or signal handler must not wait for messages: it runs within a call that does"
+            )
         follower = threading.Lock()
         follower.acquire()
         self._followers.append(follower)

@@ -23,12 +23,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
 
 from rmpi.deadline import Deadline
 from rmpi.errors import ChannelClosed, DeadlineExceeded, PeerLost, RmpiError
 from rmpi.transport.base import Link, Transfer
 from rmpi.transport.crank import Crank
 from rmpi.transport.ends import Ends
+from rmpi.transport.eventloop import EventLoops
 from rmpi.transport.flights import Flights
 from rmpi.transport.incoming import Incoming
 from rmpi.transport.interrupts import SHIELD
@@ -41,8 +44,14 @@ from rmpi.transport.shortcut import Shortcut, Shortcuts
 from rmpi.wire.codec import Array, Encoded, encode_value
 from rmpi.wire.frames import Frame
 
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+
 SETTLE_STEP = 0.01
 """Seconds between two looks at whether TCP has acknowledged everything; only while leaving."""
+
+PATIENCE = 0.25
+"""Seconds after which a wait tells those operations that want to know: their peers may have to hear of it."""
 
 Patience = tuple[Deadline, Callable[[], None]]
 """When a wait has taken so long that somebody should hear of it, and whom to call then."""
@@ -80,9 +89,10 @@ class Endpoint:
     ) -> None:
         self.ident = ident
         self.name_of = name_of
-        self.crank = Crank(spin, self._attend, crowded=crowded)
+        self.crank = Crank(spin, self._run_deferred, crowded=crowded)
         self.mismatched = mismatched
         self._conflicts: list[tuple[Arrival, int]] = []
+        self._loops = EventLoops(self.crank, self.progress)
         self._continuations: deque[Callable[[], None]] = deque()
         self._peers = Peers(ident, name_of, self.crank, connect)
         self._incoming = Incoming(ident, self._peers, unmatched_limit, self._note_conflict)
@@ -143,7 +153,7 @@ class Endpoint:
                 self._check_open(context)
                 self._incoming.begin_call(context, sequence, fingerprint)
             if self.crank.attention:
-                self._attend()
+                self._run_deferred()
         finally:
             if shielded:
                 SHIELD.leave()
@@ -167,7 +177,32 @@ class Endpoint:
         self._continuations.append(continuation)
         self.crank.remind()
 
-    def _attend(self) -> None:
+    def when_done(self, operations: Sequence[Operation], continuation: Callable[[], None]) -> bool:
+        """Whether all are done, or one has failed; if not so, ``continuation`` is called when it is (`go_on`)."""
+        with self._exclusively():
+            together = Together(operations)
+            if not together.done:
+                together.watch(partial(self.go_on, continuation))
+            return together.done
+
+    def end(self, operation: Operation, error: BaseException | None = None) -> None:
+        """Finish an operation that is none of the endpoint's own."""
+        with self._exclusively():
+            operation.finish(error)
+
+    def attend(self, loop: AbstractEventLoop, operation: Operation, ended: Callable[[], None]) -> None:
+        """Have ``loop``, which is running, make progress until ``ended`` was called and `neglect` is."""
+        with self._exclusively():
+            operation.watch(ended)
+        self._loops.attend(loop)
+
+    def neglect(self, loop: AbstractEventLoop, operation: Operation, ended: Callable[[], None]) -> None:
+        """End what `attend` began."""
+        with self._exclusively():
+            operation.unwatch(ended)
+        self._loops.neglect(loop)
+
+    def _run_deferred(self) -> None:
         """Do what must not hold the lock."""
         with self.crank.lock:
             conflicts, self._conflicts = self._conflicts, []
@@ -348,6 +383,11 @@ class Endpoint:
             try:
                 if not together.done:
                     self._fly([operation for operation in operations if not operation.done])
+                limit = Deadline.after(PATIENCE)
+                if not self.crank.wait(together, limit if limit.at < deadline.at else deadline):
+                    for operation in operations:
+                        if not operation.done and operation.impatient is not None:
+                            operation.impatient()
                 return self.crank.wait(together, deadline)
             finally:
                 with self.crank.lock:
@@ -411,6 +451,14 @@ class Endpoint:
             self._check_open(context)
             self._incoming.probe(probe)
         return probe
+
+    def cancel(self, receive: Receive, error: RmpiError) -> bool:
+        """End a receive to which no message was matched yet; False: one was."""
+        with self._exclusively():
+            cancelled = not receive.done and self._incoming.matching.cancel(receive)
+            if cancelled:
+                receive.finish(error)
+            return cancelled
 
     def put_back(self, context: int, source: int, tag: int, fingerprint: int, value: Encoded, *, eager: bool) -> None:
         """A message that came by the short cut is the next in line again: who asked for it never got it."""

@@ -146,7 +146,8 @@ class Receive(Operation):
 
 
 class Probe(Receive):
-    """Somebody wants to know of the next message that fits, and not to have it. When done, `arrival` is that message."""
+    """Somebody wants to know of the next message that fits, and not to have it. When done, `arrival` is that
+    message."""
 
     __slots__ = ()
 

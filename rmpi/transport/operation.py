@@ -1,7 +1,8 @@
 """What callers wait for.
 
-An operation ends once, within progress, the lock held. Who sleeps until then is told by `Operation.wake`, of which there
-is one, because a blocking call has its operation to itself. Others who want to know, each for a while, *watch* it.
+An operation ends once, within progress, the lock held. Who sleeps until then is told by `Operation.wake`, of which
+there is one, because a blocking call has its operation to itself. Others who want to know, each for a while, *watch*
+it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ class Operation:
     """Something a caller waits for. Ends once: `done` is True, and `error` says how it failed, if it did."""
 
     __slots__ = ("done", "error", "wake", "watchers")
+
+    impatient: Callable[[], None] | None = None  # called when somebody has waited for it for a while
 
     def __init__(self) -> None:
         self.done = False

@@ -7,7 +7,6 @@ import sys
 import numpy as np
 import pytest
 
-from rmpi.comm.communicator import driver_of
 from rmpi.comm.driver import REMEMBERED, signature, signature_of_reduction
 from rmpi.testing.ranks import run_ranks
 
@@ -61,7 +60,7 @@ def test_dtypes_that_are_equal_and_not_the_same_have_texts_of_their_own():
 
 def test_a_call_is_remembered_with_the_line_it_was_called_from():
     def main(comm):
-        driver = driver_of(comm)
+        driver = comm._driver
         assert driver.last_call() is None
         first = sys._getframe().f_lineno + 1
         comm.barrier()
@@ -80,7 +79,7 @@ def test_calls_are_forgotten_after_a_while():
     def main(comm):
         for _ in range(REMEMBERED + 3):
             comm.barrier()
-        driver = driver_of(comm)
+        driver = comm._driver
         assert [driver.call(sequence) is None for sequence in (0, 2, 3, REMEMBERED + 2)] == [True, True, False, False]
 
     run_ranks(2, main)

@@ -59,13 +59,21 @@ class Stage:
     def start(self, *messages):
         for message in messages or (WELCOME,):
             self.router.send(message)
-        self.place = Place(
-            self.fd, lambda context, sequence: self.calls.get((context, sequence)), lambda: self.last_call
-        )
+        self.place = Place(self.fd)
+        self.place.serve(self)
         self.place.endpoint.open_context(CONTEXT, WELCOME.members, collective=False)
         self.place.endpoint.open_context(CONTEXT + 1, WELCOME.members, collective=True)
         assert self.hears() == Joined()
         return self.place
+
+    def call_of(self, context, sequence):
+        return self.calls.get((context, sequence))
+
+    def last_calls(self):
+        return [] if self.last_call is None else [self.last_call]
+
+    def unfinished(self):
+        return []
 
     def hears(self):
         """The next thing that the place says to its router; it has said it when this is asked."""
@@ -137,19 +145,19 @@ def test_what_the_router_said_right_after_the_welcome_counts(stage):
 def test_a_router_that_is_gone_before_it_said_anything(stage):
     stage.router.close()
     with pytest.raises(LaunchError, match="does not answer"):
-        Place(stage.fd, lambda *_: None)
+        Place(stage.fd)
 
 
 def test_a_router_that_says_something_else_first(stage):
     stage.router.send(Ended(B, 1, "here", "x", True))
     with pytest.raises(LaunchError, match="does not answer"):
-        Place(stage.fd, lambda *_: None)
+        Place(stage.fd)
 
 
 def test_a_router_that_says_nothing(stage, monkeypatch):
     monkeypatch.setattr(place, "WELCOME_LIMIT", 0.01)
     with pytest.raises(LaunchError, match="does not answer"):
-        Place(stage.fd, lambda *_: None)
+        Place(stage.fd)
 
 
 # -- links --------------------------------------------------------------------------------------------------

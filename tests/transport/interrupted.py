@@ -20,6 +20,7 @@ from functools import partial
 import numpy as np
 
 from rmpi.comm.communicator import Comm
+from rmpi.comm.family import Family
 from rmpi.errors import DeadlineExceeded
 from rmpi.transport.endpoint import Endpoint
 from rmpi.transport.interrupts import SHIELD
@@ -71,7 +72,7 @@ class Nobody:
 def connect():
     """Two communicators of two ranks over a unix socket pair."""
     ends = [Endpoint(rank, lambda _peer: None, unmatched_limit=1 << 20) for rank in (0, 1)]
-    comms = [Comm(end, Nobody(), [0, 1], 64, ["here"] * 2) for end in ends]
+    comms = [Comm(Family(end, Nobody()), [0, 1], 64, ["here"] * 2) for end in ends]
     for end, sock in zip(ends, socket.socketpair(), strict=True):
         end.crank.post(partial(end.add_link, StreamLink(1 - end.ident, sock, end)))
     return ends, comms

@@ -13,6 +13,7 @@ from functools import partial
 from itertools import combinations
 
 from rmpi.comm.communicator import Comm
+from rmpi.comm.family import Family
 from rmpi.deadline import Deadline
 from rmpi.transport.endpoint import Endpoint
 from rmpi.transport.media import link_over
@@ -98,7 +99,7 @@ class Nobody:
 
 def new_comm(rank, size, **options):
     endpoint = Endpoint(rank, lambda _peer: None, **options)
-    return Comm(endpoint, Nobody(), range(size), COMM, ["here"] * size)
+    return Comm(Family(endpoint, Nobody()), range(size), COMM, ["here"] * size)
 
 
 def new_comms(size, neighbours=2, **options):

@@ -12,6 +12,7 @@ import pytest
 from joined import CONTEXT, settle
 
 from rmpi.comm.communicator import Comm
+from rmpi.comm.family import Family
 from rmpi.deadline import Deadline
 from rmpi.transport.interrupts import SHIELD
 
@@ -183,7 +184,7 @@ def test_a_send_that_waits_is_withdrawn(calls, join, beside):
 def test_an_interrupt_after_the_message_was_taken_puts_it_back(calls, join, monkeypatch, exchange):
     """The last moment: the value is made, and the call is about to return it."""
     a, b = join()
-    comm = Comm(b, None, [0, 1], 64, ["here"] * 2)
+    comm = Comm(Family(b, None), [0, 1], 64, ["here"] * 2)
     a.open_context(64, [0, 1], collective=False)
     a.send(1, 64, 0, ["once"])
     take = Comm._take

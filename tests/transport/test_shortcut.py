@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from joined import COMM, fork_ranks, join_lanes, new_comms, settle
 
-from rmpi.comm.communicator import ANY_SOURCE, ANY_TAG, Status
+from rmpi.comm.status import ANY_SOURCE, ANY_TAG, Status
 from rmpi.deadline import Deadline
 from rmpi.errors import DeadlineExceeded, PeerExited, UsageError
 from rmpi.transport.crank import SPIN

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any
 
 
@@ -64,6 +64,46 @@ def bracketed(values: Sequence[Any], combine: Callable[[Any, Any], Any]) -> Any:
     return blocks[0]
 
 
+@lru_cache(maxsize=4096)
+def row(count: int, size: int) -> tuple[tuple[int, int], ...]:
+    """The ranks ``0 … count-1`` as the largest subtrees that fit: ``(start, stop)`` of each, from left to right."""
+    subtrees = []
+    block = 0
+    for level in reversed(range(size.bit_length())):
+        beyond = block + (1 << level)
+        if _start(beyond, size) <= count:
+            subtrees.append((_start(block, size), _start(beyond, size)))
+            block = beyond
+    if _start(block, size) < count:  # the lower half of a block
+        subtrees.append((count - 1, count))
+    return tuple(subtrees)
+
+
+def prefixed(values: Sequence[Any], size: int, combine: Callable[[Any, Any], Any]) -> Any:
+    """``values`` of the ranks ``0 … r`` out of ``size``, combined as the prefix of rank r."""
+    subtrees = (_subtree(values, start, stop, size, combine) for start, stop in row(len(values), size))
+    return reduce(combine, subtrees)
+
+
+def _subtree(values: Sequence[Any], start: int, stop: int, size: int, combine: Callable[[Any, Any], Any]) -> Any:
+    """The values of a subtree combined: those of its folded blocks in pairs first, then by halves."""
+    pairs = max(start, min(stop, 2 * _folded(size)))
+    pairs -= (pairs - start) % 2
+    blocks = [*_in_pairs(values[start:pairs], combine), *values[pairs:stop]]
+    while len(blocks) > 1:
+        blocks = _in_pairs(blocks, combine)
+    return blocks[0]
+
+
+def height(ranks: Sequence[int], size: int) -> int | None:
+    """If ``ranks``, in order, are a whole subtree of 2^h blocks: h. Else None."""
+    block, beyond = _block(ranks[0], size), _block(ranks[-1], size) + 1
+    count = beyond - block
+    aligned = count & (count - 1) == 0 and block % count == 0
+    whole = (ranks[0], ranks[-1]) == (_start(block, size), _start(beyond, size) - 1)
+    return count.bit_length() - 1 if aligned and whole and len(ranks) == ranks[-1] - ranks[0] + 1 else None
+
+
 def _in_pairs(values: Sequence[Any], combine: Callable[[Any, Any], Any]) -> list[Any]:
     return [combine(values[i], values[i + 1]) for i in range(0, len(values), 2)]
 
@@ -75,6 +115,12 @@ def _folded(size: int) -> int:
 def _block(rank: int, size: int) -> int:
     folded = _folded(size)
     return rank // 2 if rank < 2 * folded else rank - folded
+
+
+def _start(block: int, size: int) -> int:
+    """The first rank of the block; for the one after the last, ``size``."""
+    folded = _folded(size)
+    return 2 * block if block < folded else block + folded
 
 
 def _members(block: int, size: int) -> tuple[int, ...]:

@@ -1,19 +1,33 @@
-"""The binomial tree: who is whose parent, for one root and every size.
+"""Trees: who is whose parent, for one root and every size.
 
-Ranks are renumbered so that the root is 0: ``virtual = (rank - root) mod size``. The parent of a virtual rank
-is itself without its lowest set bit, so a subtree is a *contiguous* run of virtual ranks, and what it
-brings together can be a plain list. ⌈log₂ size⌉ deep; for 8 ranks
+Ranks are renumbered so that the root is 0 and every subtree a *contiguous* run of these virtual ranks; what a
+subtree brings together can then be a plain list.
+
+Among the ranks of one machine (or where nobody knows of machines) it is the binomial tree: ``virtual = (rank - root)
+mod size``, and the parent of a virtual rank is itself without its lowest set bit. ⌈log₂ size⌉ deep; for 8 ranks
 
     0 ─┬─ 1
        ├─ 2 ─── 3
        └─ 4 ─┬─ 5
              └─ 6 ─── 7
+
+On several machines each machine has such a tree of its own, from its leader (on the root's machine: the root), and the
+leaders have one among themselves: a leader's children are first those of its machine, then other leaders. So every
+machine but the root's is entered by one message. For ranks 0, 2, 4 on one machine, 1, 3 on the next, 5 on a third:
+
+    0 ─┬─ 2
+       ├─ 4
+       ├─ 1 ─── 3
+       └─ 5
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+
+from rmpi.comm.topology import Machines
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +41,23 @@ class Child:
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """One rank's place in the tree; ``children`` has the smallest subtree first."""
+    """One rank's place in the tree.
+
+    Attributes:
+        virtual: Its virtual rank.
+        count: How many ranks its subtree has, itself included.
+        parent: A rank; None on the root.
+        children: In the order of their virtual ranks; the last has the longest way to go.
+        root: The root.
+        order: All ranks in the order of their virtual ranks.
+    """
 
     virtual: int
     count: int
     parent: int | None
     children: tuple[Child, ...]
     root: int
+    order: tuple[int, ...]
 
     @property
     def lone_child_of_root(self) -> bool:
@@ -42,11 +66,64 @@ class Seat:
 
 
 @lru_cache(maxsize=4096)  # a program calls the same collectives with the same few roots again and again
-def seat(rank: int, size: int, root: int) -> Seat:
-    """Where ``rank`` sits in the tree over ``size`` ranks from ``root``."""
+def seat(rank: int, size: int, root: int, machines: Machines | None = None) -> Seat:
+    """Where ``rank`` sits in the tree over ``size`` ranks from ``root``, of two levels where ``machines`` are nested."""
+    if machines is not None and machines.nested:
+        return _nested_seat(rank, root, machines)
     virtual = (rank - root) % size
+    span, starts = _binomial(virtual, size)
+    order = _around(size, root)
+    children = tuple(Child(order[virtual + start], start, count) for start, count in starts)
+    parent = None if virtual == 0 else order[virtual & (virtual - 1)]
+    return Seat(virtual, span, parent, children, root, order)
+
+
+@lru_cache(maxsize=64)
+def _around(size: int, root: int) -> tuple[int, ...]:
+    return tuple((root + at) % size for at in range(size))
+
+
+def _binomial(virtual: int, size: int) -> tuple[int, list[tuple[int, int]]]:
+    """How many ranks the subtree of ``virtual`` has, and start and count of each child's, relative to it."""
     span = virtual & -virtual or size
     starts = [1 << i for i in range((span - 1).bit_length()) if virtual + (1 << i) < size]
-    children = tuple(Child((rank + start) % size, start, min(start, size - virtual - start)) for start in starts)
-    parent = None if virtual == 0 else (root + (virtual & (virtual - 1))) % size
-    return Seat(virtual, min(span, size - virtual), parent, children, root)
+    return min(span, size - virtual), [(start, min(start, size - virtual - start)) for start in starts]
+
+
+def _nested_seat(rank: int, root: int, machines: Machines) -> Seat:
+    groups = _from_root(root, machines)
+    order = _nested_order(root, machines)
+    virtual = order.index(rank)
+    at = next(i for i, group in enumerate(groups) if rank in group)
+    group = groups[at]
+    mine = group.index(rank)
+    span, starts = _binomial(mine, len(group))
+    children = [Child(group[mine + start], start, count) for start, count in starts]
+    parent = group[mine & (mine - 1)]
+    if mine == 0:
+        parent = groups[at & (at - 1)][0]
+        leaders, below = _binomial(at, len(groups))
+        children += [
+            Child(groups[at + start][0], _members(groups[at : at + start]), _members(groups[at + start :][:count]))
+            for start, count in below
+        ]
+        span = _members(groups[at : at + leaders])
+    return Seat(virtual, span, None if rank == root else parent, tuple(children), root, order)
+
+
+@lru_cache(maxsize=256)
+def _nested_order(root: int, machines: Machines) -> tuple[int, ...]:
+    return tuple(rank for group in _from_root(root, machines) for rank in group)
+
+
+@lru_cache(maxsize=256)
+def _from_root(root: int, machines: Machines) -> tuple[tuple[int, ...], ...]:
+    """The ranks of each machine, the root's first, and there the root first."""
+    first = machines.places[root][0]
+    home = machines.groups[first]
+    others = (*machines.groups[first + 1 :], *machines.groups[:first])
+    return ((root, *(rank for rank in home if rank != root)), *others)
+
+
+def _members(groups: Sequence[tuple[int, ...]]) -> int:
+    return sum(map(len, groups))

@@ -1,0 +1,214 @@
+"""Requests: operations that were begun and go on while their caller does something else.
+
+The caller makes progress, so "go on" means: whenever this process is in any call of the library. The kernel and the
+other side do what they can in between. A long loop without calls says ``comm.progress()`` now and then.
+
+A request ends once. Waiting for it does not use it up: a time-out leaves it as it was, and `Request.wait` gives
+the same result again. Nothing is waited for twice at the price of once: `wait_all` and friends sleep a single time.
+
+In asyncio a request is awaited. The loop then watches the one epoll in which all of our descriptors are
+(`Crank.attend`); nobody polls, and no thread is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from functools import partial
+from threading import RLock
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from rmpi.deadline import Deadline
+from rmpi.errors import DeadlineExceeded, UsageError
+from rmpi.transport.endpoint import Endpoint
+from rmpi.transport.interrupts import SHIELD
+from rmpi.transport.matching import Receive
+from rmpi.transport.operation import Operation
+from rmpi.transport.peers import fresh
+
+if TYPE_CHECKING:
+    import asyncio
+
+T = TypeVar("T")
+
+_UNSET: Any = object()
+
+
+class Request(Generic[T]):
+    """Something that was begun: `Comm.isend`, `Comm.irecv` and the nonblocking collectives return one.
+
+    Any thread may wait for it, several at once too; awaiting it needs a running asyncio loop.
+    """
+
+    def __init__(self, endpoint: Endpoint, operation: Operation, what: str, finish: Callable[[], T]) -> None:
+        """``finish`` gives the result of an operation that is done without error, when it is first asked for."""
+        self._endpoint = endpoint
+        self._operation = operation
+        self._what = what
+        self._finish = finish
+        self._result: T = _UNSET
+        self._failure: BaseException | None = None
+        self._lock = RLock()
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended, well or badly, as far as is known without looking; see `test`."""
+        return self._operation.done
+
+    def test(self) -> bool:
+        """Make progress, without waiting; whether it has ended, well or badly."""
+        if not self._operation.done:
+            self._endpoint.progress()
+        return self._operation.done
+
+    def wait(self, timeout: float | None = None) -> T:
+        """Wait until it has ended.
+
+        Returns:
+            What the blocking call returns; the same object each time.
+
+        Raises:
+            DeadlineExceeded: ``timeout`` seconds passed first. It goes on, and can be waited for again.
+            RmpiError: What the blocking call raises.
+        """
+        if not self._operation.done and not self._endpoint.watch((self._operation,), Deadline.after(timeout)):
+            raise DeadlineExceeded(f"{self._what}: timeout of {timeout} s passed; the request goes on")
+        return self._outcome()
+
+    def cancel(self) -> bool:
+        """Take back a receive to which no message has been matched yet: it will not take one, and has ended.
+
+        Returns:
+            Whether it was taken back; `wait` then raises `UsageError`. False: it has a message, or is no receive.
+            What others wait for in us, a send or a collective, cannot be taken back.
+        """
+        operation = self._operation
+        if not isinstance(operation, Receive) or self.test():
+            return False
+        return self._endpoint.cancel(operation, UsageError(f"{self._what} was cancelled"))
+
+    def _outcome(self) -> T:
+        if self._operation.error is not None:
+            raise fresh(self._operation.error)
+        shielded = SHIELD.enter()  # a value that was made is kept, whatever a signal handler raises
+        try:
+            with self._lock:
+                if self._failure is not None:
+                    raise fresh(self._failure)
+                if self._result is _UNSET:
+                    self._result = self._make()
+                return self._result
+        finally:
+            if shielded:
+                SHIELD.leave()
+
+    def _make(self) -> T:
+        try:
+            return self._finish()
+        except Exception as error:
+            self._failure = error
+            raise
+
+    def __await__(self) -> Generator[Any, None, T]:
+        if not self.test():
+            yield from _ended(self._endpoint, self._operation).__await__()
+        return self._outcome()
+
+    def __repr__(self) -> str:
+        state = "pending" if not self.done else "failed" if self._operation.error is not None else "done"
+        return f"<Request {self._what}: {state}>"
+
+
+async def _ended(endpoint: Endpoint, operation: Operation) -> None:
+    """Sleep in the running loop until the operation has ended."""
+    from asyncio import get_running_loop  # whoever awaits has it
+
+    loop = get_running_loop()
+    future = loop.create_future()
+    watcher = partial(_wake, loop, future)
+    endpoint.attend(loop, operation, watcher)
+    try:
+        await future
+    finally:
+        endpoint.neglect(loop, operation, watcher)
+
+
+def _wake(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
+    """From any thread; a loop that was closed meanwhile has nobody left who waits."""
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(_resolve, future)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _timed_out(requests: Sequence[Request[Any]], timeout: float | None) -> DeadlineExceeded:
+    pending = [request for request in requests if not request.done]
+    first = f", first {pending[0]._what}" if pending else ""
+    return DeadlineExceeded(f"timeout of {timeout} s passed: {len(pending)} of {len(requests)} go on{first}")
+
+
+def _endpoint_of(requests: Sequence[Request[Any]]) -> Endpoint:
+    endpoint = requests[0]._endpoint
+    for request in requests:
+        if not isinstance(request, Request):
+            raise UsageError(f"{request!r} is no request")
+        if request._endpoint is not endpoint:
+            raise UsageError("requests of different processes or test ranks cannot be waited for together")
+    return endpoint
+
+
+def wait_all(requests: Iterable[Request[Any]], timeout: float | None = None) -> list[Any]:
+    """Wait until all have ended; their results in order.
+
+    Raises:
+        DeadlineExceeded: Time ran out; those that have not ended go on.
+        RmpiError: The first of them in order that failed, as soon as any has. The others go on.
+    """
+    waiting = list(requests)
+    if waiting:
+        endpoint = _endpoint_of(waiting)
+        operations = [request._operation for request in waiting]
+        if not endpoint.watch(operations, Deadline.after(timeout)):
+            raise _timed_out(waiting, timeout)
+        failed = next((request for request in waiting if request._operation.error is not None), None)
+        if failed is not None:
+            failed._outcome()
+    return [request._outcome() for request in waiting]
+
+
+def wait_any(requests: Iterable[Request[Any]], timeout: float | None = None) -> int:
+    """Wait until one of them has ended, well or badly; its position. Of several that have, the first.
+
+    Raises:
+        UsageError: There are none.
+        DeadlineExceeded: Time ran out; all go on.
+    """
+    waiting = list(requests)
+    if not waiting:
+        raise UsageError("wait_any needs at least one request")
+    endpoint = _endpoint_of(waiting)
+    if not endpoint.watch([request._operation for request in waiting], Deadline.after(timeout), first=True):
+        raise _timed_out(waiting, timeout)
+    return next(position for position, request in enumerate(waiting) if request.done)
+
+
+def as_completed(requests: Iterable[Request[T]], timeout: float | None = None) -> Iterator[Request[T]]:
+    """The requests, each as soon as it has ended, well or badly: ``for request in as_completed(…): request.wait()``.
+
+    Args:
+        timeout: Seconds for all of them together.
+
+    Raises:
+        DeadlineExceeded: Time ran out; the others go on.
+    """
+    waiting = list(requests)
+    deadline = Deadline.after(timeout)
+    while waiting:
+        endpoint = _endpoint_of(waiting)
+        if not endpoint.watch([request._operation for request in waiting], deadline, first=True):
+            raise _timed_out(waiting, timeout)
+        looked = [(request, request.done) for request in waiting]  # once: it may end at any moment
+        waiting = [request for request, done in looked if not done]
+        yield from (request for request, done in looked if done)
