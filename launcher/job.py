@@ -205,7 +205,9 @@ class Run:
 
     def _ended_early(self, outcome: Outcome) -> str:
         """What ranks said when they were interrupted, folded; then why they were."""
-        told = [failure for failure in map(_failure, outcome.failures) if failure.traceback and not failure.stopped]
+        told = [
+            _failure(each) for each in outcome.failures if each.traceback and not (each.stopped or each.consequence)
+        ]
         block = failure_block(told[0], told[1:], self._plan.placement.size) if told else ""
         return f"{block}rmpi-run: {outcome.reason}\n"
 

@@ -41,6 +41,16 @@ def checked_tag(tag: int) -> int:
     return number
 
 
+def checked_code(code: int) -> int:
+    try:
+        number = index(code)
+    except TypeError:
+        number = -1
+    if not 0 <= number < 256:
+        raise UsageError(f"abort: code must be an exit status from 0 to 255, not {code!r}")
+    return number
+
+
 def check_out(out: Array) -> None:
     if not isinstance(out, np.ndarray):
         raise UsageError(f"out= must be a NumPy array, not {type(out).__name__}")

@@ -96,6 +96,12 @@ class _Nobody:
     def mismatch(self, context: int, sequence: int, fingerprint: int, what: str, other: int) -> None:
         """Nobody can disagree."""
 
+    def revoke(self, context: int, why: str) -> None:
+        """Nobody else has it."""
+
+    def abort(self, code: int, why: str) -> None:
+        """What follows ends all there is."""
+
     def leave(self) -> None:
         self._endpoint.close()
 

@@ -21,9 +21,10 @@ from rmpi.comm.driver import Driver
 from rmpi.comm.family import Family
 from rmpi.comm.ongoing import Ongoing
 from rmpi.comm.ops import SUM
-from rmpi.comm.point_to_point import PointToPoint, call_site
+from rmpi.comm.point_to_point import PointToPoint
 from rmpi.comm.request import Request
 from rmpi.comm.topology import Machines
+from rmpi.transport.callsite import call_site
 from rmpi.wire.codec import Array
 
 T = TypeVar("T")
@@ -53,7 +54,7 @@ class Collectives(PointToPoint):
         ongoing = self._driver.start(call.signature, call.schedule)
         what = call.signature.what
         if not ongoing.done:
-            self._family.note_begun(ongoing, f"nonblocking {what}, at {call_site()}")
+            self._family.note_begun(ongoing, f"nonblocking {what}, at {call_site()[1]}")
         return Request(self._endpoint, ongoing, what, partial(_shaped, ongoing, call.shape))
 
     # ------------------------------------------------------------------------------------ barrier

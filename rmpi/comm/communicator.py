@@ -12,15 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from rmpi.comm import calls
-from rmpi.comm.arguments import checked_rank
+from rmpi.comm.arguments import checked_code, checked_rank
 from rmpi.comm.collective import Collectives
 from rmpi.comm.driver import signature
 from rmpi.comm.family import Family, derived
 from rmpi.comm.partition import partition
-from rmpi.errors import RankError, UsageError
+from rmpi.errors import ChannelClosed, RankError, UsageError
+from rmpi.transport.callsite import call_site
 
 
 class Comm(Collectives):
@@ -161,6 +162,35 @@ class Comm(Collectives):
         return slice(start, start + count)
 
     # ------------------------------------------------------------------------------------------ end
+
+    def revoke(self) -> None:
+        """Make this communicator unusable for all its ranks; any of them may, without the others.
+
+        Calls that wait in it, here in other threads and on every other rank, raise `ChannelClosed` with a text that
+        says who revoked it and where, and so do all later ones: here at once, on another rank from when it hears of
+        it, within a call. Other communicators stay usable.
+        """
+        why = f"this communicator was revoked by rank {self.rank} at {call_site()[1]}"
+        for context in (self._context, self._context + 1):
+            self._endpoint.give_up(context, ChannelClosed(why))
+        self._family.keeper.revoke(self._context, why)
+
+    def abort(self, code: int = 1) -> NoReturn:
+        """End the whole job, whatever its other ranks do: ``rmpi-run`` exits with ``code``, and says who called.
+
+        The others are ended as when a rank fails: those that wait for this one raise `RankFailed`, then all are
+        terminated. What this rank has sent may not arrive.
+
+        Args:
+            code: An exit status, 0 to 255.
+
+        Raises:
+            SystemExit: With ``code``, always: in the main thread it ends this process the ordinary way.
+            UsageError: ``code`` is no exit status.
+        """
+        status = checked_code(code)
+        self._family.keeper.abort(status, f"called abort({status}) at {call_site()[1]}")
+        raise SystemExit(status)
 
     def __enter__(self) -> Comm:
         return self

@@ -56,6 +56,12 @@ class Keeper(Protocol):
     def mismatch(self, context: int, sequence: int, fingerprint: int, what: str, other: int) -> None:
         """This rank called ``what``, and endpoint ``other`` something else: ask it, and break the context."""
 
+    def revoke(self, context: int, why: str) -> None:
+        """Break this context for everybody, with `ChannelClosed` and this text."""
+
+    def abort(self, code: int, why: str) -> None:
+        """End the job with this exit code. When it returns, that will be done whatever becomes of this rank."""
+
     def leave(self) -> None:
         """This rank will not communicate any more."""
 

@@ -58,6 +58,7 @@ from rmpi.places.nodelink import NodeLink
 from rmpi.places.router import (
     HEAD,
     LOST,
+    Aborted,
     Announcement,
     Book,
     Disagreement,
@@ -442,6 +443,9 @@ class Job:
                     self._failed(announcement)
             case Disagreement(text):
                 self.end(CRASHED, f"CollectiveMismatch: {text}")
+                self._loop.call_later(SETTLE, self.terminate)
+            case Aborted(rank, host, code, text):
+                self.end(code, f"rank {rank} on {host} {text}")
                 self._loop.call_later(SETTLE, self.terminate)
 
     def output(self, endpoint: int, stream: int, data: bytes) -> None:

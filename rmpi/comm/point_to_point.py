@@ -10,10 +10,8 @@ Two contexts per communicator, so that messages and collectives never match each
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from threading import current_thread, get_ident, main_thread
 from typing import Any
 
@@ -26,6 +24,7 @@ from rmpi.comm.status import ANY_SOURCE, ANY_TAG, Status
 from rmpi.deadline import Deadline
 from rmpi.errors import DeadlineExceeded, UsageError
 from rmpi.transport.base import Transfer
+from rmpi.transport.callsite import call_site
 from rmpi.transport.interrupts import SHIELD
 from rmpi.transport.matching import ANY, Arrival, Receive
 from rmpi.transport.operation import Operation
@@ -35,8 +34,6 @@ from rmpi.wire.frames import EAGER_LIMIT
 
 LONG_ENOUGH = 0.01
 """Seconds; a time-out from which on a millisecond more does not matter."""
-
-_PACKAGE = f"{Path(__file__).resolve().parent.parent}/"
 
 
 class PointToPoint:
@@ -311,7 +308,7 @@ class PointToPoint:
         transfer = self._endpoint.start_send(destination, self._context, tag, value)
         what = f"isend to rank {dest}, tag {tag}"
         if not transfer.done:
-            self._family.note_begun(transfer, f"{what}, {transfer.length} bytes, at {call_site()}")
+            self._family.note_begun(transfer, f"{what}, {transfer.length} bytes, at {call_site()[1]}")
         return Request(self._endpoint, transfer, what, _none)
 
     def irecv(
@@ -396,14 +393,6 @@ _DONE.finish()
 
 def _none() -> None:
     """The result of a send."""
-
-
-def call_site() -> str:
-    """File and line of the first caller outside of this package."""
-    frame = sys._getframe(1)
-    while frame.f_code.co_filename.startswith(_PACKAGE) and frame.f_back is not None:
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 def _is_long(timeout: object) -> bool:

@@ -7,7 +7,7 @@ To a type checker they are dataclasses. Real ones would write and compile the me
 all of them at every start of every process; these share the methods of `Message`, and the annotations stay
 objects (no ``from __future__ import annotations``), because they are what arriving values are checked against.
 
-    place → its router     Joined  Left  Connect  Called  Ask  Crashed
+    place → its router     Joined  Left  Connect  Called  Ask  Crashed  Revoke  Abort
     router → its place     Welcome  LinkTo  Dial  Ended  Broken  WhatCalled
     head → node            OpenDoor  Begin  Go  Everyone  ToPlace  Input  Signal  Consumed  Stop  Ping
     node → head            DoorIs  Ready  Refused  FromPlace  Exited  Output  Fed  Ping  Gone  Note
@@ -168,6 +168,22 @@ class Crashed(Message):
     consequence: bool
 
 
+@_message(7)
+class Revoke(Message):
+    """Nobody shall use this communicator any more; the text says who revoked it, and where."""
+
+    context: int
+    text: str
+
+
+@_message(8)
+class Abort(Message):
+    """The job shall end with this exit code; the text says where that was decided."""
+
+    code: int
+    text: str
+
+
 # ------------------------------------------------------------------------------ router → its place
 
 
@@ -212,9 +228,10 @@ class Ended(Message):
 
 @_message(20)
 class Broken(Message):
-    """A communicator cannot be used any more, because ranks disagree."""
+    """A communicator cannot be used any more. ``error`` is the name of the exception that says so, in `rmpi.errors`."""
 
     context: int
+    error: str
     text: str
 
 

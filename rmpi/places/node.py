@@ -62,6 +62,7 @@ from rmpi.places.nodelink import NodeLink
 from rmpi.places.processes import become_subreaper, kill_descendants, name_process
 from rmpi.places.router import (
     HEAD,
+    Aborted,
     Action,
     Announcement,
     Book,
@@ -301,7 +302,7 @@ class Node:
                 self._connections.pop(connection).close()
             case Send(node, message):
                 self._outside.send(node, message)
-            case RankEnded() | RankCrashed() | Disagreement():
+            case RankEnded() | RankCrashed() | Disagreement() | Aborted():
                 self._outside.announce(action)
 
     def _tell(self, place: _Place, message: Message, fds: Iterable[int] = ()) -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from rmpi.deadline import Deadline
 from rmpi.errors import (
+    ChannelClosed,
     CollectiveMismatch,
     LaunchError,
     PeerExited,
@@ -33,6 +34,7 @@ from rmpi.errors import (
 from rmpi.places.control import Control, wait_for
 from rmpi.places.door import dial
 from rmpi.places.messages import (
+    Abort,
     Ask,
     Broken,
     Called,
@@ -43,6 +45,7 @@ from rmpi.places.messages import (
     Left,
     LinkTo,
     Message,
+    Revoke,
     Welcome,
     WhatCalled,
 )
@@ -55,6 +58,9 @@ FD_VARIABLE = "RMPI_FD"
 
 WELCOME_LIMIT = 1.0
 """Seconds to wait for the router's first message, which it sends before it starts us."""
+
+_ERRORS: dict[str, type[RmpiError]] = {kind.__name__: kind for kind in (CollectiveMismatch, ChannelClosed)}
+"""What `Broken` may say."""
 
 _reporter: Reporter | None = None
 _control: Control | None = None
@@ -123,7 +129,7 @@ class Place:
         self._reporter.install()
         assert _control is not None
         self._control = _control
-        self._left = False
+        self._left = self._aborted = False
         self.pid = os.getpid()
         os.set_inheritable(fd, False)
         self.welcome = self._await_welcome()
@@ -184,12 +190,21 @@ class Place:
         self.called(context, sequence, fingerprint, what)
         self._tell(Ask(other, context, sequence))
 
+    def revoke(self, context: int, why: str) -> None:
+        self._tell(Revoke(context, why))
+
+    def abort(self, code: int, why: str) -> None:
+        """Have the job ended; this process leaves it as it is, and owes nobody anything any more."""
+        self._aborted = True
+        self._tell(Abort(code, why))
+        self._control.drain()
+
     def leave(self) -> None:
         """Send out what waits, tell every peer and the router; nothing can be communicated afterwards."""
         if self._left or self.pid != os.getpid():
             return
         self._left = True
-        if not self._reporter.crashed:
+        if not (self._reporter.crashed or self._aborted):
             if self._calls is not None:
                 for line in self._calls.unfinished():
                     print(f"rmpi: rank {self.welcome.rank}: {line}", file=sys.stderr, flush=True)
@@ -234,8 +249,8 @@ class Place:
                 threading.Thread(target=self._dial, args=(peer, doors, key), daemon=True).start()
             case Ended():
                 self._peer_ended(message)
-            case Broken(context, text):
-                self.endpoint.break_contexts([context, context + 1], CollectiveMismatch(text))
+            case Broken(context, error, text):
+                self.endpoint.break_contexts([context, context + 1], _ERRORS[error](text))
             case WhatCalled(context, sequence):
                 mine = self._calls.call_of(context, sequence) if self._calls is not None else None
                 if mine is not None:

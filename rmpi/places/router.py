@@ -9,6 +9,8 @@ and tells everybody, settles who called what, and announces to its owner what th
     somebody came in by the door     hand the connection to the place it asked for
     a place has ended                to the head, which judges it and tells every place of the job
     a place says what it called      to the head, which compares; a disagreement breaks the communicator
+    a place revokes a communicator   to the head, which breaks it for everybody
+    a place aborts                   to the head, whose owner ends the job
     a node is lost                   all its places have failed
 
 Two places that want each other at the same moment get one pair on one node, and on two nodes two
@@ -25,6 +27,7 @@ from rmpi.places.calls import CallBook, Report
 from rmpi.places.ends import End, end_of
 from rmpi.places.messages import (
     SERIAL_BITS,
+    Abort,
     Ask,
     Broken,
     Called,
@@ -38,6 +41,7 @@ from rmpi.places.messages import (
     Joined,
     Left,
     Message,
+    Revoke,
     ToPlace,
     WhatCalled,
     pack,
@@ -177,8 +181,18 @@ class Disagreement:
     text: str
 
 
-Announcement = RankEnded | RankCrashed | Disagreement
-Action = Tell | TellAll | Join | HandOver | TurnAway | Send | RankEnded | RankCrashed | Disagreement
+@dataclass(frozen=True, slots=True)
+class Aborted:
+    """For the owner of the job: a rank wants it to end with this exit code."""
+
+    rank: int
+    host: str
+    code: int
+    text: str
+
+
+Announcement = RankEnded | RankCrashed | Disagreement | Aborted
+Action = Tell | TellAll | Join | HandOver | TurnAway | Send | Announcement
 
 
 # ------------------------------------------------------------------------------------------ router
@@ -252,7 +266,7 @@ class Router:
                 return []
             case Connect(peer):
                 return self._connect(endpoint, peer)
-            case Called() | Ask() | Crashed():
+            case Called() | Ask() | Crashed() | Revoke() | Abort():
                 return self._from_place(endpoint, message)
         raise WireError(f"a place may not say {type(message).__name__}")
 
@@ -303,11 +317,16 @@ class Router:
             case Crashed(kind, text, consequence):
                 self._last_words[endpoint] = text.strip().rpartition("\n")[2]
                 return [RankCrashed(rank, host, kind, text, consequence)]
+            case Revoke(context, text):
+                return self._to_everyone(Broken(context, "ChannelClosed", text))
+            case Abort(code, text):
+                self._last_words[endpoint] = text
+                return [Aborted(rank, host, code, text)]
         raise WireError(f"a place may not say {type(message).__name__}")
 
     def _disagree(self, context: int, verdict: str, last: bool) -> list[Action]:
         """Break the communicator; if a rank is leaving already, the owner must say what it can no longer raise."""
-        broken = self._to_everyone(Broken(context, verdict))
+        broken = self._to_everyone(Broken(context, "CollectiveMismatch", verdict))
         return [*broken, Disagreement(verdict)] if last else broken
 
     def _exited(self, message: Exited) -> list[Action]:

@@ -17,7 +17,15 @@ from typing import Any, TypeVar
 from rmpi.comm.communicator import Comm
 from rmpi.comm.family import Family
 from rmpi.deadline import Deadline
-from rmpi.errors import CollectiveMismatch, DeadlineExceeded, PeerExited, PeerLost, RankFailed
+from rmpi.errors import (
+    ChannelClosed,
+    CollectiveMismatch,
+    DeadlineExceeded,
+    PeerExited,
+    PeerLost,
+    RankFailed,
+    RmpiError,
+)
 from rmpi.places.calls import CallBook, Report
 from rmpi.transport.endpoint import Endpoint
 from rmpi.transport.memory import MemoryLink
@@ -68,9 +76,23 @@ class Fabric:
         with self._lock:
             verdict = self._calls.report(context, sequence, Report(f"rank {ident}", fingerprint, what))
             if verdict is not None:
-                for endpoint in self.endpoints:
-                    error = CollectiveMismatch(verdict)
-                    endpoint.crank.post(partial(endpoint.break_contexts, [context, context + 1], error))
+                self._break(context, CollectiveMismatch, verdict)
+
+    def revoke(self, context: int, why: str) -> None:
+        """Break a communicator on every rank, because one of them wants that."""
+        with self._lock:
+            self._break(context, ChannelClosed, why)
+
+    def _break(self, context: int, kind: type[RmpiError], text: str) -> None:
+        for endpoint in self.endpoints:
+            endpoint.crank.post(partial(endpoint.break_contexts, [context, context + 1], kind(text)))
+
+    def abort(self, ident: int, why: str) -> None:
+        """End what every other rank does, and whatever it will try."""
+        with self._lock:
+            for endpoint in self.endpoints:
+                if endpoint.ident != ident:
+                    endpoint.crank.post(partial(endpoint.break_all, RankFailed(ident, HOST, why)))
 
     def ended(self, ident: int, error: PeerLost) -> None:
         """Tell everybody that a rank has ended, and of no one's end before the verdict that led to it."""
@@ -97,6 +119,12 @@ class _Keeper:
         theirs = self._fabric.families[other].call_of(context, sequence)
         if theirs is not None:
             self._fabric.report(other, context, sequence, *theirs)
+
+    def revoke(self, context: int, why: str) -> None:
+        self._fabric.revoke(context, why)
+
+    def abort(self, code: int, why: str) -> None:
+        self._fabric.abort(self._ident, why)
 
     def leave(self) -> None:
         self._fabric.endpoints[self._ident].finish()

@@ -162,6 +162,10 @@ class Endpoint:
         """End what waits in these contexts; they cannot be used any more. Within progress."""
         self._ends.break_contexts(contexts, error)
 
+    def break_all(self, error: RmpiError) -> None:
+        """`break_contexts` of all that are known here. Within progress."""
+        self._ends.break_contexts(list(self._incoming.matching.contexts), error)
+
     def give_up(self, context: int, error: RmpiError) -> None:
         """`break_contexts` of one context, from any thread and at once."""
         with self._exclusively():

@@ -346,7 +346,7 @@ def test_without_a_router_everybody_else_is_lost(stage, misfortune):
 
 def test_a_broken_communicator_cannot_be_used_for_messages_nor_collectives(stage):
     started = stage.start()
-    stage.says(Broken(CONTEXT, "ranks disagree about collective 4"))
+    stage.says(Broken(CONTEXT, "CollectiveMismatch", "ranks disagree about collective 4"))
     for context in (CONTEXT, CONTEXT + 1):
         with pytest.raises(CollectiveMismatch, match="ranks disagree about collective 4"):
             started.endpoint.receive(context, B, TAG, deadline=Deadline.after(20))

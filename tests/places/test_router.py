@@ -11,6 +11,7 @@ from rmpi.errors import WireError
 from rmpi.places.ends import End
 from rmpi.places.messages import (
     SERIAL_BITS,
+    Abort,
     Ask,
     Broken,
     Called,
@@ -25,6 +26,7 @@ from rmpi.places.messages import (
     Left,
     LinkTo,
     Ping,
+    Revoke,
     Stop,
     ToPlace,
     Up,
@@ -35,6 +37,7 @@ from rmpi.places.messages import (
 from rmpi.places.router import (
     HEAD,
     LOST,
+    Aborted,
     Book,
     CameIn,
     HandOver,
@@ -248,6 +251,25 @@ def called(sequence, fingerprint, what):
     return Called(CONTEXT, sequence, fingerprint, what, False)
 
 
+def test_a_communicator_is_revoked():
+    job = Job()
+    job.says(D, Revoke(CONTEXT, "revoked by rank 3"))
+    assert job.told_to_all() == [Broken(CONTEXT, "ChannelClosed", "revoked by rank 3")]
+
+
+def test_a_rank_aborts_the_job():
+    """The owner ends it; whoever hears of the rank's end before that hears why."""
+    job = Job()
+    job.says(D, Joined())
+    job.says(D, Abort(3, "called abort(3)"))
+    job.exits(D, 3)
+    assert job.told_to_all() == [Ended(D, 3, "one", "called abort(3)", True)]
+    assert job.done == [
+        (HEAD, Aborted(3, "one", 3, "called abort(3)")),
+        (HEAD, RankEnded(3, "one", End(3, "exit status 3"))),
+    ]
+
+
 def test_ranks_disagree():
     """Rank 2 finds it out, and has rank 0 asked; when both have reported, everybody hears the verdict."""
     job = Job()
@@ -258,7 +280,7 @@ def test_ranks_disagree():
     job.says(A, called(4, 22, "bcast(root=0)"))
     [verdict] = job.told_to_all()
     text = "ranks disagree about collective 4: rank 2 called barrier(), rank 0 called bcast(root=0)"
-    assert verdict == Broken(CONTEXT, text)
+    assert verdict == Broken(CONTEXT, "CollectiveMismatch", text)
     job.says(E, called(4, 33, "scan()"))
     assert len(job.told_to_all()) == 1
 
