@@ -43,6 +43,7 @@ PURE = (
     "rmpi/comm/ops.py",
     "rmpi/comm/partition.py",
     "rmpi/comm/placement.py",
+    "rmpi/comm/topology.py",
     "rmpi/comm/collectives/*.py",
     "rmpi/testing/simulate.py",
 )

@@ -11,7 +11,7 @@ other for ever. That is
 
 Each function returns a schedule; with one rank it never yields. ``out`` is where a result that is an array
 may be put: the result *is* ``out`` if that saved a copy, else the caller copies. ``out`` may share memory
-with the value.
+with the value. ``machines`` is which ranks share one: from the same ids on every rank, or None on every rank.
 
 Results of reductions share no array memory with the caller's value. In gather, allgather, scatter and
 broadcast a rank's own contribution comes back as the very object.
@@ -20,16 +20,17 @@ broadcast a rank's own contribution comes back as the very object.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
 from rmpi.comm.collectives import barrier as barriers
 from rmpi.comm.collectives import broadcast as broadcasts
-from rmpi.comm.collectives import direct, gathering, reduction
+from rmpi.comm.collectives import direct, exchange, gathering, reduction, scanning, scattering
 from rmpi.comm.ops import Operator
 from rmpi.comm.schedule import Schedule, finished
+from rmpi.comm.topology import Machines
 from rmpi.errors import UsageError
 
 Array = npt.NDArray[Any]
@@ -47,6 +48,18 @@ A piece in the tree is copied at each of log₂ size stations; copying this much
 more message.
 """
 
+HUGE_ARRAY = 512 * 1024
+"""Bytes above which an array is broadcast in parts, if there are `MANY_RANKS`."""
+
+MANY_RANKS = 8
+"""Ranks from which that pays: in parts an array leaves each rank twice, in a tree the root log₂ ranks times."""
+
+SMALL_PIECE = 256
+"""Bytes up to which a piece of an alltoall travels with others, at the price of passing log₂ size / 2 ranks."""
+
+BRUCK_RANKS = 32
+"""Ranks from which that pays; with fewer, a message for each piece is no slower."""
+
 FEW_RANKS = 4
 """Ranks up to which values go straight to all who need them, in one round.
 
@@ -58,57 +71,164 @@ SMALL_ARRAY = 8 * 1024
 """Bytes up to which the same holds for arrays that are reduced; beyond, combining and copying them take longer."""
 
 
-def barrier(rank: int, size: int) -> Schedule[None]:
+def barrier(rank: int, size: int, *, machines: Machines | None = None) -> Schedule[None]:
     """Nobody's schedule ends before everybody's has begun."""
+    if machines is not None and machines.nested:
+        return barriers.two_levels(rank, machines)
     return barriers.dissemination(rank, size)
 
 
-def broadcast(rank: int, size: int, root: int, value: object, out: Array | None = None) -> Schedule[Any]:
+def broadcast(
+    rank: int, size: int, root: int, value: object, out: Array | None = None, *, machines: Machines | None = None
+) -> Schedule[Any]:
     """The root's ``value`` on every rank; on the root the object itself."""
-    return broadcasts.binomial(rank, size, root, value, out, large=LARGE_ARRAY)
+    huge = HUGE_ARRAY if size >= MANY_RANKS else None
+    return broadcasts.binomial(rank, size, root, value, out, large=LARGE_ARRAY, huge=huge, machines=machines)
 
 
 def reduce(
-    rank: int, size: int, root: int, value: object, operator: Operator, out: Array | None = None
+    rank: int,
+    size: int,
+    root: int,
+    value: object,
+    operator: Operator,
+    out: Array | None = None,
+    *,
+    machines: Machines | None = None,
 ) -> Schedule[Any]:
     """All values combined, on the root; None elsewhere."""
+    value = operator.prepare(value)
     if size == 1:
         return finished(reduction.apart(value, value))
     out = _unshared(out, value)
-    if _goes_directly(size, value, operator):
+    if _goes_directly(size, value, operator, machines):
         return direct.reduce(rank, size, root, value, operator, out)
     return reduction.tree(rank, size, root, value, operator, out)
 
 
-def allreduce(rank: int, size: int, value: Any, operator: Operator, out: Array | None = None) -> Schedule[Any]:
+def allreduce(
+    rank: int,
+    size: int,
+    value: Any,
+    operator: Operator,
+    out: Array | None = None,
+    *,
+    machines: Machines | None = None,
+) -> Schedule[Any]:
     """All values combined, on every rank, with the same bits."""
+    value = operator.prepare(value)
     if size == 1:
         return finished(reduction.apart(value, value))
     value, out = _plain(value), _unshared(out, value)
     if _is_large(value) and operator.keeps(value.dtype):
+        if _takes_any_order(operator) and not _halves_well(size, machines):
+            return reduction.ring(rank, size, value, operator, out, machines=machines)
         return reduction.rabenseifner(rank, size, value, operator, out)
-    if _goes_directly(size, value, operator):
+    if _goes_directly(size, value, operator, machines):
         return direct.allreduce(rank, size, value, operator, out)
     if operator.exact_for(value):
-        return reduction.recursive_doubling(rank, size, value, operator, out)
-    return reduction.tree_then_broadcast(rank, size, value, operator, out, large=LARGE_ARRAY)
+        if not _combine_first(machines):
+            return reduction.recursive_doubling(rank, size, value, operator, out)
+        if machines.height is not None:
+            return reduction.leaders_doubling(rank, size, value, operator, out, large=LARGE_ARRAY, machines=machines)
+    huge = HUGE_ARRAY if size >= MANY_RANKS else None
+    return reduction.tree_then_broadcast(
+        rank, size, value, operator, out, large=LARGE_ARRAY, huge=huge, machines=machines
+    )
 
 
-def gather(rank: int, size: int, root: int, value: object) -> Schedule[list[Any] | None]:
+def reduce_scatter(
+    rank: int,
+    size: int,
+    pieces: Sequence[Any],
+    operator: Operator,
+    out: Array | None = None,
+    *,
+    machines: Machines | None = None,
+) -> Schedule[Any]:
+    """``pieces[rank]`` of all ranks combined, with the bits that `reduce` would give.
+
+    Args:
+        pieces: One value for each rank. What is true of the value of a reduction is true of each of them: ranks must
+            agree on which are arrays, and on the dtype and shape of the i-th. Different ones may differ.
+    """
+    pieces = [operator.prepare(_plain(piece)) for piece in pieces]
+    if size == 1:
+        return finished(reduction.apart(pieces[0], pieces[0]))
+    out = _unshared_by_all(out, pieces)
+    packs = _can_be_packed(pieces, operator)
+    if packs and _combine_first(machines) and not _takes_any_order(operator):
+        return scattering.packed_halving(rank, size, pieces, operator, out)
+    if packs and sum(piece.nbytes for piece in pieces) > LARGE_ARRAY:
+        if _takes_any_order(operator):
+            return scattering.ring(rank, size, pieces, operator, out, machines=machines)
+        return scattering.pairwise(rank, size, pieces, operator, out)
+    if size <= FEW_RANKS:
+        return direct.reduce_scatter(rank, size, pieces, operator, out)
+    halving = scattering.packed_halving if packs else scattering.halving
+    return halving(rank, size, pieces, operator, out)
+
+
+def scan(
+    rank: int,
+    size: int,
+    value: Any,
+    operator: Operator,
+    out: Array | None = None,
+    *,
+    machines: Machines | None = None,
+) -> Schedule[Any]:
+    """The values of the ranks ``0 … rank`` combined, by the bracketing of prefixes."""
+    return _prefix(rank, size, value, operator, out, machines, exclusive=False)
+
+
+def exscan(
+    rank: int,
+    size: int,
+    value: Any,
+    operator: Operator,
+    out: Array | None = None,
+    *,
+    machines: Machines | None = None,
+) -> Schedule[Any]:
+    """The values of the ranks ``0 … rank-1`` combined, as `scan` gives them on the rank before; None on rank 0."""
+    return _prefix(rank, size, value, operator, out, machines, exclusive=True)
+
+
+def gather(
+    rank: int, size: int, root: int, value: object, *, machines: Machines | None = None
+) -> Schedule[list[Any] | None]:
     """The values of all ranks in rank order, on the root; None elsewhere."""
     if size <= FEW_RANKS:
         return finished([value]) if size == 1 else direct.gather(rank, size, root, value)
-    return gathering.gather(rank, size, root, value, large=LARGE_PIECE)
+    return gathering.gather(rank, size, root, value, large=LARGE_PIECE, machines=machines)
 
 
-def allgather(rank: int, size: int, value: object, outs: Sequence[Array] | None = None) -> Schedule[list[Any]]:
+def allgather(
+    rank: int,
+    size: int,
+    value: object,
+    outs: Sequence[Array] | None = None,
+    *,
+    machines: Machines | None = None,
+) -> Schedule[list[Any]]:
     """The values of all ranks in rank order, on every rank; those that could land in their place of ``outs`` are it."""
+    if machines is not None and machines.nested:
+        return gathering.two_level_allgather(rank, size, value, outs, large=LARGE_PIECE, machines=machines)
     if size <= FEW_RANKS:
         return finished([value]) if size == 1 else direct.allgather(rank, size, value, outs)
-    return gathering.dissemination(rank, size, value, large=LARGE_PIECE)
+    return gathering.dissemination(rank, size, value, outs, large=LARGE_PIECE)
 
 
-def scatter(rank: int, size: int, root: int, values: Iterable[Any] | None, out: Array | None = None) -> Schedule[Any]:
+def scatter(
+    rank: int,
+    size: int,
+    root: int,
+    values: Iterable[Any] | None,
+    out: Array | None = None,
+    *,
+    machines: Machines | None = None,
+) -> Schedule[Any]:
     """``values[rank]`` of the root's ``values``, which nobody else need pass.
 
     Raises:
@@ -119,17 +239,88 @@ def scatter(rank: int, size: int, root: int, values: Iterable[Any] | None, out: 
         return finished(pieces[0])
     if size <= FEW_RANKS:
         return direct.scatter(rank, size, root, pieces, out)
-    return gathering.scatter(rank, size, root, pieces, out, large=LARGE_PIECE)
+    return gathering.scatter(rank, size, root, pieces, out, large=LARGE_PIECE, machines=machines)
 
 
-def _goes_directly(size: int, value: Any, operator: Operator) -> bool:
+def alltoall(rank: int, size: int, values: Sequence[Any], outs: Sequence[Array] | None = None) -> Schedule[list[Any]]:
+    """``values[i]`` goes to rank i, and item i of the result came from there; some may be in their place of ``outs``.
+
+    A rank's own value comes back as the very object. Two levels would save no byte between machines.
+    """
+    if size == 1:
+        return finished([values[0]])
+    if outs is not None and _overlap(outs, values):
+        outs = None
+    if size <= FEW_RANKS:
+        return direct.alltoall(rank, size, values, outs)
+    if size < BRUCK_RANKS:
+        return exchange.pairwise(rank, size, values, outs)
+    return exchange.bruck(rank, size, values, outs, small=SMALL_PIECE)
+
+
+def _prefix(
+    rank: int,
+    size: int,
+    value: Any,
+    operator: Operator,
+    out: Array | None,
+    machines: Machines | None,
+    *,
+    exclusive: bool,
+) -> Schedule[Any]:
+    value = operator.prepare(value)
+    if size == 1:
+        return finished(None if exclusive else reduction.apart(value, value))
+    value, out = _plain(value), _unshared(out, value)
+    if size > FEW_RANKS and _is_large(value) and operator.keeps(value.dtype) and not _is_nested(machines):
+        return scanning.transposed(rank, size, value, operator, out, exclusive=exclusive)
+    if _goes_directly(size, value, operator, machines):
+        return direct.scan(rank, size, value, operator, out, exclusive=exclusive)
+    if operator.exact_for(value) and not _is_nested(machines):
+        return scanning.doubling(rank, size, value, operator, out, exclusive=exclusive)
+    if exclusive:
+        return scanning.exclusive_sweeps(rank, size, value, operator, out)
+    return scanning.sweeps(rank, size, value, operator, out)
+
+
+def _goes_directly(size: int, value: Any, operator: Operator, machines: Machines | None) -> bool:
     """Whether a reduction is done in one round: few ranks, little to combine, and that cheap and exact.
 
-    Two ranks have one round by any algorithm.
+    Two ranks have one round by any algorithm. Between machines rounds that spare messages are worth it.
     """
     if not 2 < size <= FEW_RANKS or not operator.exact_for(value):
         return False
+    if _combine_first(machines):
+        return False
     return not isinstance(value, np.ndarray) or value.nbytes <= SMALL_ARRAY
+
+
+def _is_nested(machines: Machines | None) -> TypeGuard[Machines]:
+    return machines is not None and machines.nested
+
+
+def _combine_first(machines: Machines | None) -> TypeGuard[Machines]:
+    """Whether the ranks of each machine may combine theirs first, and should."""
+    return machines is not None and machines.nested and machines.whole
+
+
+def _takes_any_order(operator: Operator) -> bool:
+    return operator.commutes and not operator.reproducible
+
+
+def _halves_well(size: int, machines: Machines | None) -> bool:
+    """Whether Rabenseifner's algorithm moves as few bytes as a ring, over as few links between machines."""
+    return size & (size - 1) == 0 and (not _is_nested(machines) or machines.whole)
+
+
+def _can_be_packed(pieces: Sequence[Any], operator: Operator) -> bool:
+    """Whether all are arrays of one dtype, whose parts can be combined in place."""
+    dtype = getattr(pieces[0], "dtype", None)
+    return (
+        dtype is not None
+        and all(type(piece) is np.ndarray and piece.dtype == dtype for piece in pieces)
+        and operator.keeps(dtype)
+    )
 
 
 def _is_large(value: Any) -> bool:
@@ -146,6 +337,17 @@ def _unshared(out: Array | None, value: object) -> Array | None:
     return None if out is None or reduction.may_overlap(out, value) else out
 
 
+def _unshared_by_all(out: Array | None, values: Sequence[Any]) -> Array | None:
+    return None if out is None or any(reduction.may_overlap(out, value) for value in values) else out
+
+
+def _overlap(outs: Sequence[Array], values: Sequence[Any]) -> bool:
+    """Whether any of ``outs``, or the array that they are parts of, may have memory in common with a value."""
+    wholes = [out.base if isinstance(out.base, np.ndarray) else out for out in outs]
+    different = {id(whole): whole for whole in wholes}.values()
+    return any(reduction.may_overlap(whole, value) for whole in different for value in values)
+
+
 def _one_each(values: Any, size: int) -> list[Any]:
     try:
         pieces = list(values)
@@ -154,11 +356,3 @@ def _one_each(values: Any, size: int) -> list[Any]:
     if len(pieces) != size:
         raise UsageError(f"scatter needs {size} values on the root, one for each rank, but got {len(pieces)}")
     return pieces
-
-
-def _drop(f: Any) -> Any:
-    return lambda *a, machines=None, **k: f(*a, **k)
-
-
-for _n in ("barrier", "broadcast", "reduce", "allreduce", "gather", "allgather", "scatter"):
-    globals()[_n] = _drop(globals()[_n])

@@ -48,11 +48,43 @@ class Seat:
 def seat(rank: int, size: int, root: int = 0) -> Seat:
     """Where ``rank`` sits in the bracketing of ``size`` ranks, with results wanted at ``root``."""
     levels = size.bit_length() - 1
-    block = _block(rank, size)
+    block = block_of(rank, size)
     members = _members(block, size)
     peers = tuple(_head(block ^ (1 << level), size, root) for level in range(levels))
     mate = sum(members) - rank if len(members) == 2 else None
-    return Seat(block, _block(root, size), _head(block, size, root), mate, peers)
+    return Seat(block, block_of(root, size), _head(block, size, root), mate, peers)
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """One rank's place in the bracketing where the *last* rank of a block acts for it, as in prefixes.
+
+    Attributes:
+        block: Its block.
+        last: The rank that acts for the block: maybe this one.
+        mate: The other rank of the block, if there is one.
+        peers: The last ranks of the blocks this block meets, level by level.
+    """
+
+    block: int
+    last: int
+    mate: int | None
+    peers: tuple[int, ...]
+
+
+@lru_cache(maxsize=4096)
+def ends(rank: int, size: int) -> Ends:
+    """Where ``rank`` sits in the bracketing of ``size`` ranks, if the last ranks of blocks act for them."""
+    block = block_of(rank, size)
+    members = _members(block, size)
+    mate = sum(members) - rank if len(members) == 2 else None
+    peers = tuple(last_of(block ^ (1 << level), size) for level in range(size.bit_length() - 1))
+    return Ends(block, members[-1], mate, peers)
+
+
+def last_of(block: int, size: int) -> int:
+    """The last rank of the block."""
+    return _members(block, size)[-1]
 
 
 def bracketed(values: Sequence[Any], combine: Callable[[Any, Any], Any]) -> Any:
@@ -97,7 +129,7 @@ def _subtree(values: Sequence[Any], start: int, stop: int, size: int, combine: C
 
 def height(ranks: Sequence[int], size: int) -> int | None:
     """If ``ranks``, in order, are a whole subtree of 2^h blocks: h. Else None."""
-    block, beyond = _block(ranks[0], size), _block(ranks[-1], size) + 1
+    block, beyond = block_of(ranks[0], size), block_of(ranks[-1], size) + 1
     count = beyond - block
     aligned = count & (count - 1) == 0 and block % count == 0
     whole = (ranks[0], ranks[-1]) == (_start(block, size), _start(beyond, size) - 1)
@@ -112,7 +144,8 @@ def _folded(size: int) -> int:
     return size - (1 << (size.bit_length() - 1))
 
 
-def _block(rank: int, size: int) -> int:
+def block_of(rank: int, size: int) -> int:
+    """The number of the block that ``rank`` is in."""
     folded = _folded(size)
     return rank // 2 if rank < 2 * folded else rank - folded
 

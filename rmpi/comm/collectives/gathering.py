@@ -10,6 +10,8 @@ to guess.
 Bundles are lists of the pieces and of ints, nothing else, so that any codec can carry them.
 
 A rank's own piece takes no way at all: it comes back as the object it is, not as a copy.
+
+With ``machines`` the trees have two levels (`rmpi.comm.collectives.tree`), and bundles are carried along a tree.
 """
 
 from __future__ import annotations
@@ -20,19 +22,25 @@ from typing import Any, TypeAlias
 import numpy.typing as npt
 
 from rmpi.comm.collectives.broadcast import binomial
+from rmpi.comm.collectives.groups import within
 from rmpi.comm.collectives.tree import Child, Seat, seat
 from rmpi.comm.schedule import Recv, Schedule, Send, Step, raw_bytes
+from rmpi.comm.topology import Machines
+
+Array = npt.NDArray[Any]
 
 Bundle: TypeAlias = list[list[Any]]
 
 
-def gather(rank: int, size: int, root: int, value: object, *, large: int) -> Schedule[list[Any] | None]:
+def gather(
+    rank: int, size: int, root: int, value: object, *, large: int, machines: Machines | None = None
+) -> Schedule[list[Any] | None]:
     """Binomial tree: ⌈log₂ size⌉ rounds, size-1 messages and one more for each large piece.
 
     Returns:
         On the root the pieces in rank order, elsewhere None.
     """
-    here = seat(rank, size, root)
+    here = seat(rank, size, root, machines)
     if here.lone_child_of_root:
         yield Send(root, value)
         return None
@@ -41,8 +49,7 @@ def gather(rank: int, size: int, root: int, value: object, *, large: int) -> Sch
         straight = (Send(root, value),) if raw_bytes(value) > large else ()
         yield Send(here.parent, bundle), *straight
         return None
-    pieces = yield from _take_announced(bundle, size, root)
-    return _rotated(pieces, -root)
+    return _in_rank_order((yield from _take_announced(here, bundle)), here.order)
 
 
 def scatter(
@@ -50,9 +57,10 @@ def scatter(
     size: int,
     root: int,
     values: Sequence[Any] | None,
-    out: npt.NDArray[Any] | None = None,
+    out: Array | None = None,
     *,
     large: int,
+    machines: Machines | None = None,
 ) -> Schedule[Any]:
     """Binomial tree: ⌈log₂ size⌉ rounds, size-1 messages and one more for each large piece.
 
@@ -62,10 +70,10 @@ def scatter(
     Returns:
         This rank's piece.
     """
-    here = seat(rank, size, root)
+    here = seat(rank, size, root, machines)
     if here.parent is None:
         assert values is not None
-        return (yield from _scatter_from_root(here, _rotated(values, root), size, large))
+        return (yield from _scatter_from_root(here, [values[peer] for peer in here.order], large))
     if here.lone_child_of_root:
         return (yield Recv(root, out))
     bundle = yield Recv(here.parent)
@@ -74,34 +82,79 @@ def scatter(
     return results[-1] if straight else bundle[0][0]
 
 
-def ring(rank: int, size: int, value: object, owners: Collection[int]) -> Schedule[dict[int, Any]]:
+def ring(
+    rank: int,
+    size: int,
+    value: object,
+    owners: Collection[int],
+    outs: Sequence[Array] | None = None,
+    order: Sequence[int] | None = None,
+) -> Schedule[dict[int, Any]]:
     """Allgather of the pieces of ``owners``, as every rank knows them: size-1 rounds, each to the next rank.
 
-    Each piece passes over each link but one exactly once, which no algorithm betters for large ones.
+    Each piece passes over each link but one exactly once, which no algorithm betters for large ones. ``order`` has all
+    ranks as they sit around the ring. A piece may land in its place of ``outs``.
 
     Returns:
         The pieces by owner.
     """
+    order = order or range(size)
+    at = order.index(rank)
+    right, left = order[(at + 1) % size], order[at - 1]
     have = {rank: value} if rank in owners else {}
-    right, left = (rank + 1) % size, (rank - 1) % size
     for step in range(size - 1):
-        passing, coming = (rank - step) % size, (left - step) % size
+        passing, coming = order[(at - step) % size], order[(at - step - 1) % size]
         steps: list[Step] = [Send(right, have[passing])] if passing in owners else []
         if coming in owners:
-            results = yield (*steps, Recv(left))
+            results = yield (*steps, Recv(left, outs[coming] if outs is not None else None))
             have[coming] = results[-1]
         elif steps:
             yield steps[0]
     return have
 
 
-def dissemination(rank: int, size: int, value: object, *, large: int) -> Schedule[list[Any]]:
-    """Allgather in ⌈log₂ size⌉ rounds for small pieces, then the announced large ones.
+def dissemination(
+    rank: int, size: int, value: object, outs: Sequence[Array] | None = None, *, large: int
+) -> Schedule[list[Any]]:
+    """Allgather in ⌈log₂ size⌉ rounds for small pieces, then the announced large ones, which may land in ``outs``.
 
     After each round a rank has the bundle of twice as many ranks from itself upwards. Bruck et al.: Efficient
     algorithms for all-to-all communications, 1997, doi:10.1109/71.642949.
     """
-    bundle = _own(value, large)
+    pieces, announced = yield from _disseminate(rank, size, _own(value, large))
+    owners = sorted((rank + at) % size for at in announced)
+    return (yield from _completed(rank, size, value, _rotated(pieces, -rank), owners, outs))
+
+
+def two_level_allgather(
+    rank: int,
+    size: int,
+    value: object,
+    outs: Sequence[Array] | None = None,
+    *,
+    large: int,
+    machines: Machines,
+) -> Schedule[list[Any]]:
+    """Allgather of small pieces on each machine, then among the leaders, and down again; then the large ones.
+
+    Between machines go ⌈log₂ machines⌉ bundles from each leader, and each large piece enters each machine once.
+    """
+    machine, at = machines.places[rank]
+    group = machines.groups[machine]
+    here = seat(at, len(group), 0)
+    bundle = yield from within(group, _collect(here, value, large, everything=True))
+    if here.parent is None:
+        bundle = yield from within(machines.leaders, _exchange_bundles(machine, machines, bundle))
+    else:
+        yield Send(group[here.parent], bundle)
+    pieces, announced = yield from within(group, binomial(at, len(group), 0, bundle, large=0))
+    owners = sorted(machines.order[place] for place in announced)
+    gathered = _in_rank_order(pieces, machines.order)
+    return (yield from _completed(rank, size, value, gathered, owners, outs, machines))
+
+
+def _disseminate(rank: int, size: int, bundle: Bundle) -> Schedule[Bundle]:
+    """The bundle of all ranks, from this one upwards and around, in the place of this rank's."""
     distance = 1
     while distance < size:
         count = min(distance, size - distance)
@@ -109,50 +162,85 @@ def dissemination(rank: int, size: int, value: object, *, large: int) -> Schedul
         _, theirs = yield give, Recv((rank + distance) % size)
         _append(bundle, theirs, distance)
         distance *= 2
-    pieces, announced = bundle
-    gathered = _rotated(pieces, -rank)
+    return bundle
+
+
+def _exchange_bundles(machine: int, machines: Machines, bundle: Bundle) -> Schedule[Bundle]:
+    """The bundle of all ranks in the order of their machines, from that of each machine."""
+    count = len(machines.groups)
+    bundles, _ = yield from _disseminate(machine, count, [[bundle], []])
+    merged: Bundle = [[], []]
+    for theirs in _rotated(bundles, -machine):
+        _append(merged, theirs, len(merged[0]))
+    return merged
+
+
+def _completed(
+    rank: int,
+    size: int,
+    value: object,
+    gathered: list[Any],
+    owners: list[int],
+    outs: Sequence[Array] | None,
+    machines: Machines | None = None,
+) -> Schedule[list[Any]]:
+    """``gathered``, with this rank's own ``value`` and the large pieces of ``owners`` put in."""
     gathered[rank] = value
-    owners = sorted((rank + at) % size for at in announced)
-    later = yield from _exchange_large(rank, size, value, owners)
+    later = yield from _exchange_large(rank, size, value, owners, outs, machines)
     for owner, piece in later.items():
         gathered[owner] = piece
     return gathered
 
 
-def _exchange_large(rank: int, size: int, value: object, owners: list[int]) -> Schedule[dict[int, Any]]:
+def _exchange_large(
+    rank: int,
+    size: int,
+    value: object,
+    owners: list[int],
+    outs: Sequence[Array] | None,
+    machines: Machines | None,
+) -> Schedule[dict[int, Any]]:
     """A few large pieces by a tree each, many by the ring: whichever has fewer rounds."""
     if len(owners) * (size - 1).bit_length() >= size - 1:
-        return (yield from ring(rank, size, value, owners))
+        order = machines.order if machines is not None else None
+        return (yield from ring(rank, size, value, owners, outs, order))
     have = {}
     for owner in owners:
-        have[owner] = yield from binomial(rank, size, owner, value, large=0)
+        out = outs[owner] if outs is not None and owner != rank else None
+        have[owner] = yield from binomial(rank, size, owner, value, out, large=0, machines=machines)
     return have
 
 
-def _collect(here: Seat, value: object, large: int) -> Schedule[Bundle]:
-    """The bundle of our subtree; the root's own piece is never too large, as it stays where it is."""
-    bundle: Bundle = [[value], []] if here.parent is None else _own(value, large)
+def _collect(here: Seat, value: object, large: int, *, everything: bool = False) -> Schedule[Bundle]:
+    """The bundle of our subtree.
+
+    In a gather the root's own piece is never too large, as it stays where it is, and a lone child gives just a piece;
+    but not if ``everything`` goes on from the root.
+    """
+    keeps = here.parent is None and not everything
+    bundle: Bundle = [[value], []] if keeps else _own(value, large)
     if here.children:
         theirs = yield tuple(Recv(child.rank) for child in here.children)
         for child, received in zip(here.children, theirs, strict=True):
-            _append(bundle, [[received], []] if _is_lone(here, child) else received, child.start)
+            lone = keeps and _is_lone(here, child)
+            _append(bundle, [[received], []] if lone else received, child.start)
     return bundle
 
 
-def _take_announced(bundle: Bundle, size: int, root: int) -> Schedule[list[Any]]:
+def _take_announced(here: Seat, bundle: Bundle) -> Schedule[list[Any]]:
     pieces, announced = bundle
-    received = yield from _together(tuple(Recv((root + at) % size) for at in announced))
+    received = yield from _together(tuple(Recv(here.order[at]) for at in announced))
     for at, piece in zip(announced, received, strict=True):
         pieces[at] = piece
     return pieces
 
 
-def _scatter_from_root(here: Seat, pieces: list[Any], size: int, large: int) -> Schedule[Any]:
+def _scatter_from_root(here: Seat, pieces: list[Any], large: int) -> Schedule[Any]:
     lone = {child.start for child in here.children if _is_lone(here, child)}
     far = {at for at, piece in enumerate(pieces) if at and at not in lone and raw_bytes(piece) > large}
     kept = [None if at in far else piece for at, piece in enumerate(pieces)]
     announced = sorted(far)
-    straight = (Send((here.root + at) % size, pieces[at]) for at in announced)
+    straight = (Send(here.order[at], pieces[at]) for at in announced)
     yield from _together((*_passed_on(here, [kept, announced]), *straight))
     return pieces[0]
 
@@ -191,6 +279,14 @@ def _append(bundle: Bundle, more: Bundle, start: int) -> None:
 
 
 def _rotated(pieces: Sequence[Any], by: int) -> list[Any]:
-    """``pieces[by:] + pieces[:by]``: from rank to virtual order with ``by=root``, back with ``by=-root``."""
+    """``pieces[by:] + pieces[:by]``."""
     by %= len(pieces)
     return [*pieces[by:], *pieces[:by]]
+
+
+def _in_rank_order(pieces: Sequence[Any], order: Sequence[int]) -> list[Any]:
+    """``pieces``, of which the i-th is that of rank ``order[i]``."""
+    by_rank: list[Any] = [None] * len(pieces)
+    for rank, piece in zip(order, pieces, strict=True):
+        by_rank[rank] = piece
+    return by_rank

@@ -1,12 +1,14 @@
-"""Reduce and allreduce: three algorithms, one bracketing (`rmpi.comm.collectives.bracket`).
+"""Reduce and allreduce: several algorithms, one bracketing (`rmpi.comm.collectives.bracket`).
 
-With an exact operator all produce the same bits; with any operator all ranks get equal ones. They differ in
+With an exact operator all but `ring` produce the same bits; with any operator all ranks get equal ones. They differ in
 who applies it:
 
 - `tree` and `tree_then_broadcast`: once per pair of operands, on one rank. Right for every operator.
 - `recursive_doubling`: at every level all ranks of a block apply it to equal operands. Half the rounds, but
   only for operators that are exact, or ranks would end with different bits.
+- `leaders_doubling`: the same among machines, a tree on each of them. For exact operators too.
 - `rabenseifner`: each rank applies it to its own part of the elements only. For large arrays.
+- `ring`: so here, but in another order for each part. For operators that permit it.
 
 The caller's value is never changed. What is received belongs to us, so results are accumulated in it. If
 the operator raises, it raises through the schedule, on that rank alone: what the others learn is the
@@ -23,8 +25,11 @@ import numpy.typing as npt
 
 from rmpi.comm.collectives.bracket import Seat, seat
 from rmpi.comm.collectives.broadcast import binomial
+from rmpi.comm.collectives.groups import within
 from rmpi.comm.ops import Operator
+from rmpi.comm.partition import partition
 from rmpi.comm.schedule import Recv, Schedule, Send
+from rmpi.comm.topology import Machines
 
 Array = npt.NDArray[Any]
 
@@ -38,30 +43,27 @@ def tree(rank: int, size: int, root: int, value: Any, operator: Operator, out: A
         On the root the combined value (``out``, if it was received and combined there), elsewhere None.
     """
     here = seat(rank, size, root)
-    if here.head != rank:
-        yield Send(here.head, value)
-        return None
-    partial = value
-    if here.mate is not None:
-        partial = _join(operator, rank, partial, here.mate, (yield Recv(here.mate)))
-    for level, peer in enumerate(here.peers):
-        if here.gives_at(level):
-            yield Send(peer, partial)
-            return None
-        received = yield Recv(peer, _if_last(here, level, out))
-        partial = _join(operator, rank, partial, peer, received)
-    return apart(partial, value)
+    partial = yield from _up(rank, here, value, operator, len(here.peers), out)
+    return apart(partial, value) if rank == root else None
 
 
 def tree_then_broadcast(
-    rank: int, size: int, value: Any, operator: Operator, out: Array | None = None, *, large: int
+    rank: int,
+    size: int,
+    value: Any,
+    operator: Operator,
+    out: Array | None = None,
+    *,
+    large: int,
+    huge: int | None = None,
+    machines: Machines | None = None,
 ) -> Schedule[Any]:
     """Allreduce that applies the operator once per pair: its bits, and its errors, are made in one place.
 
-    2⌈log₂ size⌉ rounds. ``large`` is that of the broadcast.
+    2⌈log₂ size⌉ rounds. The keywords are those of the broadcast.
     """
     total = yield from tree(rank, size, 0, value, operator, out)
-    return (yield from binomial(rank, size, 0, total, out, large=large))
+    return (yield from binomial(rank, size, 0, total, out, large=large, huge=huge, machines=machines))
 
 
 def recursive_doubling(rank: int, size: int, value: Any, operator: Operator, out: Array | None = None) -> Schedule[Any]:
@@ -75,13 +77,82 @@ def recursive_doubling(rank: int, size: int, value: Any, operator: Operator, out
         return (yield Recv(here.head, out))
     partial = value
     if here.mate is not None:
-        partial = _join(operator, rank, partial, here.mate, (yield Recv(here.mate)))
+        partial = join(operator, rank, partial, here.mate, (yield Recv(here.mate)))
     for level, peer in enumerate(here.peers):
         _, received = yield Send(peer, partial), Recv(peer, _if_last(here, level, out))
-        partial = _join(operator, rank, partial, peer, received)
+        partial = join(operator, rank, partial, peer, received)
     if here.mate is not None:
         yield Send(here.mate, partial)
     return apart(partial, value)
+
+
+def leaders_doubling(
+    rank: int,
+    size: int,
+    value: Any,
+    operator: Operator,
+    out: Array | None = None,
+    *,
+    large: int,
+    machines: Machines,
+) -> Schedule[Any]:
+    """Allreduce by a tree on each machine, recursive doubling among the leaders, and a broadcast on each machine.
+
+    The ranks of all machines must be subtrees of one height (`Machines.height`). Between machines, log₂ machines rounds
+    in which only leaders send. ``out`` must not share memory with ``value``.
+    """
+    assert machines.height is not None, "machines are combined first, so they must be subtrees"
+    group = machines.mine(rank)
+    here = seat(rank, size)
+    total = yield from _up(rank, here, value, operator, machines.height)
+    if rank == group[0]:
+        for level, peer in enumerate(here.peers[machines.height :], machines.height):
+            _, received = yield Send(peer, total), Recv(peer, _if_last(here, level, out))
+            total = join(operator, rank, total, peer, received)
+    total = yield from within(group, binomial(group.index(rank), len(group), 0, total, out, large=large))
+    return apart(total, value)
+
+
+def ring(
+    rank: int,
+    size: int,
+    value: Array,
+    operator: Operator,
+    out: Array | None = None,
+    *,
+    machines: Machines | None = None,
+) -> Schedule[Array]:
+    """Allreduce of a large array around a ring: 2(size-1) rounds that move 2(1 - 1/size) of it, for any size.
+
+    Part i is combined in the order in which the ring passes rank i+1, i+2, …, i, so the operator must commute and
+    permit any order. It must keep ``value.dtype``. ``out`` is used as in `rabenseifner`.
+
+    Patarasuk, Yuan: Bandwidth optimal all-reduce algorithms for clusters of workstations, 2009,
+    doi:10.1016/j.jpdc.2008.09.002.
+    """
+    at, left, right = neighbours(rank, size, machines)
+    flat = value.reshape(-1)
+    whole = flat_result(value, out)
+    parts = [slice(start, start + count) for start, count in (partition(flat.size, size, i) for i in range(size))]
+    partial = flat[parts[at - 1]]
+    for step in range(size - 1):
+        coming = parts[(at - step - 2) % size]
+        target = whole[coming]
+        _, received = yield Send(right, partial), Recv(left, target)
+        land(operator.combine(received, flat[coming], into=target), target)
+        partial = target
+    for step in range(size - 1):
+        target = whole[parts[(at - step - 1) % size]]
+        _, received = yield Send(right, whole[parts[(at - step) % size]]), Recv(left, target)
+        land(received, target)
+    return shaped_like(value, whole, out)
+
+
+def neighbours(rank: int, size: int, machines: Machines | None) -> tuple[int, int, int]:
+    """Where ``rank`` sits in the ring of all ranks, machine by machine, and who sits before and after it."""
+    order = range(size) if machines is None else machines.order
+    at = order.index(rank)
+    return at, order[at - 1], order[(at + 1) % size]
 
 
 def rabenseifner(rank: int, size: int, value: Array, operator: Operator, out: Array | None = None) -> Schedule[Array]:
@@ -99,20 +170,19 @@ def rabenseifner(rank: int, size: int, value: Array, operator: Operator, out: Ar
     assert size > 1, "alone, nothing would be received into the result"
     here = seat(rank, size)
     flat = value.reshape(-1)
-    usable = out is not None and _same_kind(out, value) and out.flags.c_contiguous and out.flags.writeable
-    whole = out.reshape(-1) if out is not None and usable else np.empty_like(flat)
+    whole = flat_result(value, out)
     if here.head != rank:
         yield Send(here.head, flat)
-        _land((yield Recv(here.head, whole)), whole)
+        land((yield Recv(here.head, whole)), whole)
     else:
         source = flat
         if here.mate is not None:
-            source = _join_into(whole, operator, rank, flat, here.mate, (yield Recv(here.mate, whole)))
+            source = join_into(whole, operator, rank, flat, here.mate, (yield Recv(here.mate, whole)))
         ranges = yield from _reduce_scatter(rank, here, source, whole, operator)
         yield from _allgather(here, whole, ranges)
         if here.mate is not None:
             yield Send(here.mate, whole)
-    return out if out is not None and usable else _laid_out_like(value, whole)
+    return shaped_like(value, whole, out)
 
 
 def apart(result: Any, value: Any) -> Any:
@@ -127,6 +197,23 @@ def may_overlap(one: object, other: object) -> bool:
     if one is not other and one.flags.owndata and other.flags.owndata:
         return False  # each has its memory to itself; asking NumPy takes several times as long
     return np.may_share_memory(one, other)
+
+
+def _up(rank: int, here: Seat, value: Any, operator: Operator, levels: int, out: Array | None = None) -> Schedule[Any]:
+    """The lowest ``levels`` of the tree: the value of its subtree, where that ends; None elsewhere."""
+    if here.head != rank:
+        yield Send(here.head, value)
+        return None
+    partial = value
+    if here.mate is not None:
+        partial = join(operator, rank, partial, here.mate, (yield Recv(here.mate)))
+    for level, peer in enumerate(here.peers[:levels]):
+        if here.gives_at(level):
+            yield Send(peer, partial)
+            return None
+        received = yield Recv(peer, _if_last(here, level, out))
+        partial = join(operator, rank, partial, peer, received)
+    return partial
 
 
 def _reduce_scatter(
@@ -148,7 +235,7 @@ def _reduce_scatter(
         target = whole[keep]
         spare = None if source is whole else target  # in `whole` itself our own operand lies there
         _, received = yield Send(peer, source[give]), Recv(peer, spare)
-        _join_into(target, operator, rank, source[keep], peer, received)
+        join_into(target, operator, rank, source[keep], peer, received)
         ranges.append((keep, give))
         low, high, source = keep.start, keep.stop, whole
     return ranges
@@ -159,22 +246,22 @@ def _allgather(here: Seat, whole: Array, ranges: list[tuple[slice, slice]]) -> S
     for peer, (ours, theirs) in zip(reversed(here.peers), reversed(ranges), strict=True):
         target = whole[theirs]
         _, received = yield Send(peer, whole[ours]), Recv(peer, target)
-        _land(received, target)
+        land(received, target)
 
 
-def _join(operator: Operator, rank: int, mine: Any, peer: int, theirs: Any) -> Any:
+def join(operator: Operator, rank: int, mine: Any, peer: int, theirs: Any) -> Any:
     """Combine in rank order, in the memory of what was received."""
     left, right = (mine, theirs) if rank < peer else (theirs, mine)
     return operator.combine(left, right, into=theirs)
 
 
-def _join_into(target: Array, operator: Operator, rank: int, mine: Array, peer: int, theirs: Array) -> Array:
+def join_into(target: Array, operator: Operator, rank: int, mine: Array, peer: int, theirs: Array) -> Array:
     left, right = (mine, theirs) if rank < peer else (theirs, mine)
-    _land(operator.combine(left, right, into=target), target)
+    land(operator.combine(left, right, into=target), target)
     return target
 
 
-def _land(result: Array, target: Array) -> None:
+def land(result: Array, target: Array) -> None:
     """See that ``target`` has the elements of ``result``: an offer to receive in place may be declined."""
     if result is not target:
         target[...] = result
@@ -185,10 +272,17 @@ def _if_last(here: Seat, level: int, out: Array | None) -> Array | None:
     return out if level == len(here.peers) - 1 else None
 
 
-def _same_kind(one: Array, other: Array) -> bool:
-    return one.dtype == other.dtype and one.shape == other.shape
+def flat_result(value: Array, out: Array | None) -> Array:
+    """Memory for a result like ``value``, flat: that of ``out``, if it has its dtype and shape and is C-contiguous."""
+    fits = out is not None and out.dtype == value.dtype and out.shape == value.shape
+    if out is not None and fits and out.flags.c_contiguous and out.flags.writeable:
+        return out.reshape(-1)
+    return np.empty(value.size, value.dtype)
 
 
-def _laid_out_like(value: Array, flat: Array) -> Array:
+def shaped_like(value: Array, flat: Array, out: Array | None) -> Array:
+    """What `flat_result` gave, as the result: ``out`` itself, or an array with the shape and order of ``value``."""
+    if out is not None and may_overlap(flat, out):
+        return out
     fortran = value.flags.f_contiguous and not value.flags.c_contiguous
     return np.asarray(flat.reshape(value.shape), order="F" if fortran else "C")

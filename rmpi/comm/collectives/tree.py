@@ -67,7 +67,7 @@ class Seat:
 
 @lru_cache(maxsize=4096)  # a program calls the same collectives with the same few roots again and again
 def seat(rank: int, size: int, root: int, machines: Machines | None = None) -> Seat:
-    """Where ``rank`` sits in the tree over ``size`` ranks from ``root``, of two levels where ``machines`` are nested."""
+    """Where ``rank`` sits in the tree over ``size`` ranks from ``root``; two levels if ``machines`` are nested."""
     if machines is not None and machines.nested:
         return _nested_seat(rank, root, machines)
     virtual = (rank - root) % size
