@@ -93,10 +93,16 @@ def put_in(out: Array | None, result: Any) -> Any:
 
 
 def put_in_rows(out: Array, rows: Sequence[Array], pieces: Sequence[Any]) -> Array:
-    """Each piece in its row of ``out``, where it may be already."""
-    for row, piece in zip(rows, pieces, strict=True):
+    """Each piece in its row of ``out``, where it may be already; the caller's own may lie anywhere in ``out``."""
+    apart = [np.copy(piece) if _lies_in(piece, row, out) else piece for row, piece in zip(rows, pieces, strict=True)]
+    for row, piece in zip(rows, apart, strict=True):
         put_in(row, np.asarray(piece) if row.ndim == 0 else piece)
     return out
+
+
+def _lies_in(piece: Any, row: Array, out: Array) -> bool:
+    """Whether writing to other rows of ``out`` may change it."""
+    return piece is not row and isinstance(piece, np.ndarray) and np.may_share_memory(piece, out)
 
 
 def concatenated(pieces: Sequence[Any], out: Array | None, name: str) -> Array:

@@ -91,14 +91,14 @@ def allreduce(group: Group, value: object, op: Op, out: Array | None) -> Collect
 
 def scan(group: Group, value: object, op: Op, out: Array | None) -> Collective:
     operator = as_operator(op)
-    schedule = choose.scan(group.rank, group.size, value, operator, checked_out(out))
+    schedule = choose.scan(group.rank, group.size, value, operator, checked_out(out), machines=group.machines)
     return Collective(signature_of_reduction("scan", None, operator.name, value), schedule, _into(out))
 
 
 def exscan(group: Group, value: object, op: Op, out: Array | None) -> Collective:
     operator = as_operator(op)
     out = checked_out(out) if group.rank else None
-    schedule = choose.exscan(group.rank, group.size, value, operator, out)
+    schedule = choose.exscan(group.rank, group.size, value, operator, out, machines=group.machines)
     return Collective(signature_of_reduction("exscan", None, operator.name, value), schedule, _into(out))
 
 
@@ -114,7 +114,7 @@ def reduce_scatter(group: Group, values: Any, op: Op, counts: Sequence[int] | No
         called = signature("reduce_scatter", None, operator.name, object)
         if len(kinds) > 1 or kinds != {"object"}:
             called = signature(f"reduce_scatter of {', '.join(map(_kind, pieces))}", None, operator.name)
-    schedule = choose.reduce_scatter(group.rank, group.size, pieces, operator, out)
+    schedule = choose.reduce_scatter(group.rank, group.size, pieces, operator, out, machines=group.machines)
     return Collective(called, schedule, _into(out))
 
 

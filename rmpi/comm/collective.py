@@ -283,8 +283,8 @@ class Collectives(PointToPoint):
         Args:
             concatenate: Join arrays along axis 0, whatever their lengths: one new array instead of a list.
             out: An array to receive in place, of shape ``(size, *value.shape)`` and the values' dtype, or what
-                ``concatenate`` makes; it must not share memory with ``value``. Without it, large arrays cost new
-                memory in every call.
+                ``concatenate`` makes; ``value`` may be its row of it. Without it, large arrays cost new memory in
+                every call.
 
         Raises:
             UsageError: What came cannot be joined, does not fit ``out``, or ``out`` has not one place for each rank.
@@ -370,8 +370,7 @@ class Collectives(PointToPoint):
                 along axis 0 as `Comm.partition` does.
             counts: How to cut the array instead: one length for each rank. Others need not know: sizes travel with
                 the data.
-            out: For an array: where all that comes lies one after the other, in rank order. It must not share memory
-                with ``values``.
+            out: For an array: where all that comes lies one after the other, in rank order.
 
         Returns:
             For a sequence the list of what came, in rank order; one's own is not a copy. For an array one array,
