@@ -49,10 +49,16 @@ more message.
 """
 
 HUGE_ARRAY = 512 * 1024
-"""Bytes above which an array is broadcast in parts, if there are `MANY_RANKS`."""
+"""Bytes above which an array is broadcast in parts, if there are `MANY_MACHINES`."""
 
-MANY_RANKS = 8
-"""Ranks from which that pays: in parts an array leaves each rank twice, in a tree the root log₂ ranks times."""
+MANY_MACHINES = 5
+"""Machines from which that pays: in parts an array leaves none more than twice, in a tree the root's log₂ machines
+times. On one machine the ranks share one memory, all bytes are copied as often either way, and the tree is simpler."""
+
+AT_ONCE = 32
+"""Messages that a rank has under way each way when everybody has something for everybody.
+
+One at a time, each waits for one peer, who may be late; all at once, many would find the same receiver busy."""
 
 SMALL_PIECE = 256
 """Bytes up to which a piece of an alltoall travels with others, at the price of passing log₂ size / 2 ranks."""
@@ -82,7 +88,7 @@ def broadcast(
     rank: int, size: int, root: int, value: object, out: Array | None = None, *, machines: Machines | None = None
 ) -> Schedule[Any]:
     """The root's ``value`` on every rank; on the root the object itself."""
-    huge = HUGE_ARRAY if size >= MANY_RANKS else None
+    huge = _huge(machines)
     return broadcasts.binomial(rank, size, root, value, out, large=LARGE_ARRAY, huge=huge, machines=machines)
 
 
@@ -131,7 +137,7 @@ def allreduce(
             return reduction.recursive_doubling(rank, size, value, operator, out)
         if machines.height is not None:
             return reduction.leaders_doubling(rank, size, value, operator, out, large=LARGE_ARRAY, machines=machines)
-    huge = HUGE_ARRAY if size >= MANY_RANKS else None
+    huge = _huge(machines)
     return reduction.tree_then_broadcast(
         rank, size, value, operator, out, large=LARGE_ARRAY, huge=huge, machines=machines
     )
@@ -162,7 +168,7 @@ def reduce_scatter(
     if packs and sum(piece.nbytes for piece in pieces) > LARGE_ARRAY:
         if _takes_any_order(operator):
             return scattering.ring(rank, size, pieces, operator, out, machines=machines)
-        return scattering.pairwise(rank, size, pieces, operator, out)
+        return scattering.pairwise(rank, size, pieces, operator, out, at_once=AT_ONCE)
     if size <= FEW_RANKS:
         return direct.reduce_scatter(rank, size, pieces, operator, out)
     halving = scattering.packed_halving if packs else scattering.halving
@@ -254,8 +260,8 @@ def alltoall(rank: int, size: int, values: Sequence[Any], outs: Sequence[Array] 
     if size <= FEW_RANKS:
         return direct.alltoall(rank, size, values, outs)
     if size < BRUCK_RANKS:
-        return exchange.pairwise(rank, size, values, outs)
-    return exchange.bruck(rank, size, values, outs, small=SMALL_PIECE)
+        return exchange.pairwise(rank, size, values, outs, at_once=AT_ONCE)
+    return exchange.bruck(rank, size, values, outs, small=SMALL_PIECE, at_once=AT_ONCE)
 
 
 def _prefix(
@@ -273,7 +279,7 @@ def _prefix(
         return finished(None if exclusive else reduction.apart(value, value))
     value, out = _plain(value), _unshared(out, value)
     if size > FEW_RANKS and _is_large(value) and operator.keeps(value.dtype) and not _is_nested(machines):
-        return scanning.transposed(rank, size, value, operator, out, exclusive=exclusive)
+        return scanning.transposed(rank, size, value, operator, out, exclusive=exclusive, at_once=AT_ONCE)
     if _goes_directly(size, value, operator, machines):
         return direct.scan(rank, size, value, operator, out, exclusive=exclusive)
     if operator.exact_for(value) and not _is_nested(machines):
@@ -297,6 +303,10 @@ def _goes_directly(size: int, value: Any, operator: Operator, machines: Machines
 
 def _is_nested(machines: Machines | None) -> TypeGuard[Machines]:
     return machines is not None and machines.nested
+
+
+def _huge(machines: Machines | None) -> int | None:
+    return HUGE_ARRAY if machines is not None and len(machines.groups) >= MANY_MACHINES else None
 
 
 def _combine_first(machines: Machines | None) -> TypeGuard[Machines]:

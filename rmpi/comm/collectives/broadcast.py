@@ -89,8 +89,8 @@ def _in_parts(here: Seat, announced: Announcement, value: Any, out: Array | None
     So no rank sends the array more than twice, where the root of a tree sends it log₂ size times. The ring follows
     the tree's numbers, so it enters each machine once. It ends before the root, which has everything.
 
-    Van de Geijn et al.: Building a high-performance collective communication library, 1994,
-    doi:10.1109/SUPERC.1994.344271.
+    Chan, Heimlich, Purkayastha, van de Geijn: Collective communication: theory, practice, and experience, 2007,
+    doi:10.1002/cpe.1206.
     """
     is_root = here.parent is None
     size, at = len(here.order), here.virtual

@@ -10,13 +10,13 @@ A rank's own piece comes back as the object it is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from rmpi.comm.schedule import Recv, Schedule, Send, Step, raw_bytes
+from rmpi.comm.schedule import Recv, Schedule, Send, raw_bytes
 
 Array = npt.NDArray[Any]
 
@@ -24,27 +24,58 @@ _WORDS = frozenset({type(None), bool, float, complex})
 
 
 def pairwise(
-    rank: int, size: int, values: Sequence[Any], outs: Sequence[Array | None] | None = None
+    rank: int,
+    size: int,
+    values: Sequence[Any],
+    outs: Sequence[Array | None] | None = None,
+    *,
+    at_once: int = 1,
 ) -> Schedule[list[Any]]:
-    """size-1 rounds: in the round of distance d to the rank d above, and from the one d below.
+    """Each piece is a message: at the distance d to the rank d above, and from the one d below.
 
-    Each piece travels once, and each rank sends and receives one at a time. For large pieces. ``outs`` must not share
-    memory with ``values``.
+    ``at_once`` distances make a round, so there are (size-1) / at_once. ``outs`` must not share memory with ``values``.
 
     Thakur, Rabenseifner, Gropp: Optimization of collective communication operations in MPICH, 2005,
     doi:10.1177/1094342005051521.
     """
     pieces = list(values)
-    for distance in range(1, size):
-        to, source = (rank + distance) % size, (rank - distance) % size
-        _, pieces[source] = yield Send(to, values[to]), Recv(source, outs[source] if outs is not None else None)
+    everybody = range(1, size)
+    yield from _at_distances(rank, size, values, outs, pieces, everybody, everybody, at_once)
     return pieces
 
 
+def _at_distances(
+    rank: int,
+    size: int,
+    values: Sequence[Any],
+    outs: Sequence[Array | None] | None,
+    pieces: list[Any],
+    giving: Collection[int],
+    coming: Collection[int],
+    at_once: int,
+) -> Schedule[None]:
+    """Send to the ranks at the distances ``giving`` above, and receive into ``pieces`` from those ``coming`` below."""
+    for first in range(1, size, at_once):
+        distances = range(first, min(first + at_once, size))
+        sends = [Send(to, values[to]) for to in ((rank + d) % size for d in distances if d in giving)]
+        sources = [(rank - d) % size for d in distances if d in coming]
+        receives = [Recv(source, outs[source] if outs is not None else None) for source in sources]
+        if sends or receives:
+            results = yield (*sends, *receives)
+            for source, piece in zip(sources, results[len(sends) :], strict=True):
+                pieces[source] = piece
+
+
 def bruck(
-    rank: int, size: int, values: Sequence[Any], outs: Sequence[Array] | None = None, *, small: int
+    rank: int,
+    size: int,
+    values: Sequence[Any],
+    outs: Sequence[Array | None] | None = None,
+    *,
+    small: int,
+    at_once: int = 1,
 ) -> Schedule[list[Any]]:
-    """⌈log₂ size⌉ rounds for pieces of at most ``small`` bytes; the others follow pairwise, and may land in ``outs``.
+    """⌈log₂ size⌉ rounds for pieces of at most ``small`` bytes; the others follow as in `pairwise`.
 
     A piece for the rank d above takes the distances 2^i of which d is the sum. Between two rounds, slot d has the
     piece that has still to go the part of d that was not yet its turn; in the end, that from the rank d below. A
@@ -52,9 +83,10 @@ def bruck(
 
     Bruck et al.: Efficient algorithms for all-to-all communications, 1997, doi:10.1109/71.642949.
     """
-    mine = [values[(rank + slot) % size] for slot in range(size)]
-    straight = {slot for slot in range(1, size) if not _is_small(mine[slot], small)}
-    slots = [None if slot in straight else piece for slot, piece in enumerate(mine)]
+    slots = [values[(rank + slot) % size] for slot in range(size)]
+    straight = {slot for slot in range(1, size) if not _is_small(slots[slot], small)}
+    for slot in straight:
+        slots[slot] = None
     announced = set(straight)
     distance = 1
     while distance < size:
@@ -66,15 +98,9 @@ def bruck(
         announced.difference_update(turn)
         announced.update(coming)
         distance *= 2
-    for slot in range(1, size):
-        source = (rank - slot) % size
-        steps: list[Step] = [Send((rank + slot) % size, mine[slot])] if slot in straight else []
-        if slot in announced:
-            results = yield (*steps, Recv(source, outs[source] if outs is not None else None))
-            slots[slot] = results[-1]
-        elif steps:
-            yield steps[0]
-    return [slots[(rank - source) % size] for source in range(size)]
+    pieces = [slots[(rank - source) % size] for source in range(size)]
+    yield from _at_distances(rank, size, values, outs, pieces, straight, announced, at_once)
+    return pieces
 
 
 def _is_small(piece: object, small: int) -> bool:

@@ -101,21 +101,28 @@ def exclusive_sweeps(rank: int, size: int, value: Any, operator: Operator, out: 
 
 
 def transposed(
-    rank: int, size: int, value: Array, operator: Operator, out: Array | None = None, *, exclusive: bool = False
+    rank: int,
+    size: int,
+    value: Array,
+    operator: Operator,
+    out: Array | None = None,
+    *,
+    at_once: int,
+    exclusive: bool = False,
 ) -> Schedule[Array | None]:
     """Of a large array: everybody's part i goes to rank i, which combines all prefixes of it and sends them back.
 
-    2(size-1) rounds that move 2(1 - 1/size) of the array, where whole values would move it log₂ size times. The
+    Two pairwise exchanges that move 2(1 - 1/size) of the array, where whole values would move it log₂ size times. The
     operator must keep ``value.dtype``. ``out`` is used as in `rmpi.comm.collectives.reduction.rabenseifner`.
     """
     flat = value.reshape(-1)
     spans = [partition(flat.size, size, peer) for peer in range(size)]
-    parts = yield from pairwise(rank, size, [flat[start : start + count] for start, count in spans])
+    parts = yield from pairwise(rank, size, [flat[start : start + count] for start, count in spans], at_once=at_once)
     prefixes = _all_prefixes(parts, operator)
     whole = flat_result(value, out)
     places = [whole[start : start + count] for start, count in spans]
     given = [None, *prefixes[:-1]] if exclusive else prefixes
-    received = yield from pairwise(rank, size, given, places)
+    received = yield from pairwise(rank, size, given, places, at_once=at_once)
     if exclusive and rank == 0:
         return None
     for place, part in zip(places, received, strict=True):

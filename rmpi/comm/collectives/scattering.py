@@ -31,15 +31,15 @@ Array = npt.NDArray[Any]
 
 
 def pairwise(
-    rank: int, size: int, pieces: Sequence[Any], operator: Operator, out: Array | None = None
+    rank: int, size: int, pieces: Sequence[Any], operator: Operator, out: Array | None = None, *, at_once: int
 ) -> Schedule[Any]:
-    """size-1 rounds; each rank receives all contributions to its piece, and has memory for them.
+    """`exchange.pairwise`; each rank receives all contributions to its piece, and has memory for them.
 
     ``out`` must not share memory with ``pieces``.
     """
     outs: list[Array | None] = [None] * size
     outs[rank - 1] = out
-    values = yield from exchange.pairwise(rank, size, pieces, outs)
+    values = yield from exchange.pairwise(rank, size, pieces, outs, at_once=at_once)
     return combined(values, pieces[rank], operator, out)
 
 
