@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rmpi.comm.bootstrap import init as init
     from rmpi.comm.communicator import Comm as Comm
+    from rmpi.comm.job import Job as Job
+    from rmpi.comm.job import launch as launch
     from rmpi.comm.ops import BAND as BAND
     from rmpi.comm.ops import BOR as BOR
     from rmpi.comm.ops import BXOR as BXOR
@@ -58,6 +60,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "rmpi.comm.bootstrap": ("init",),
     "rmpi.comm.communicator": ("Comm",),
+    "rmpi.comm.job": ("Job", "launch"),
     "rmpi.comm.ops": (
         "BAND",
         "BOR",

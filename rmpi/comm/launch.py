@@ -20,8 +20,8 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
@@ -30,7 +30,7 @@ from rmpi.deadline import Deadline
 from rmpi.errors import LaunchError, WireError
 from rmpi.places.boot import Booted, Booter, boot_all
 from rmpi.places.ends import End
-from rmpi.places.hosts import is_local
+from rmpi.places.hosts import HostSpec, is_local
 from rmpi.places.ignition import Ignition
 from rmpi.places.loop import Loop, Timer
 from rmpi.places.messages import (
@@ -53,7 +53,7 @@ from rmpi.places.messages import (
     Signal,
     Stop,
 )
-from rmpi.places.node import Node
+from rmpi.places.node import MakeParent, Node
 from rmpi.places.nodelink import NodeLink
 from rmpi.places.router import (
     HEAD,
@@ -66,6 +66,7 @@ from rmpi.places.router import (
     NodeSaid,
     RankCrashed,
     RankEnded,
+    RankReturned,
 )
 
 SETTLE = 0.3
@@ -82,6 +83,21 @@ CRASHED = 1
 
 
 @dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What one host has otherwise than the others; None is what the others have.
+
+    Attributes:
+        python: The interpreter there.
+        environment: Variables for its ranks, besides those of all ranks.
+        directory: Where its ranks start.
+    """
+
+    python: str | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+    directory: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What is to run, and where.
 
@@ -95,6 +111,7 @@ class Plan:
         kill_grace: Seconds between the first signal that asks ranks to end, and SIGKILL.
         fork: Whether ranks may be forked from an interpreter that has imported NumPy and rmpi.
         preload: Modules that it imports besides.
+        own: What hosts have for themselves, by name.
     """
 
     placement: Placement
@@ -111,6 +128,7 @@ class Plan:
     kill_grace: float = 5.0
     fork: bool = True
     preload: tuple[str, ...] = ()
+    own: dict[str, Surroundings] = field(default_factory=dict)
 
 
 class Watcher(Protocol):
@@ -163,6 +181,8 @@ class Job:
     Args:
         booter: Opens sessions to other hosts; made only if there are any.
         ignition: This machine's spawner, if it was started already, for just this plan.
+        returned: Called with a rank, a piece of what its function returned, and whether that is the last one.
+        parent, guest: As for `Node`.
     """
 
     def __init__(
@@ -172,13 +192,18 @@ class Job:
         booter: Callable[[], Booter],
         own_names: Sequence[str] = (),
         ignition: Ignition | None = None,
+        *,
+        returned: Callable[[int, bytes, bool], None] = lambda _rank, _data, _last: None,
+        parent: MakeParent | None = None,
+        guest: bool = False,
     ) -> None:
         self._plan = plan
         self._watcher = watcher
         self._make_booter = booter
         self._own_names = own_names
         self._loop = Loop()
-        self._node = Node(self._loop, self, self._spared, ignition)
+        self._node = Node(self._loop, self, self._spared, ignition, parent, guest)
+        self._returned = returned
         self._key = secrets.token_bytes(KEY_SIZE)
         self._context = secrets.randbits(62) << 1  # the lowest bit tells messages from collectives
         self._links: dict[int, NodeLink] = {}
@@ -193,6 +218,7 @@ class Job:
         self._alive: set[int] = set()  # ranks that run
         self._notes: set[str] = set()
         self._ending = False
+        self._abandoned = False
         self._grace: Timer | None = None
         self._running = False
         self.outcome = Outcome()
@@ -219,6 +245,7 @@ class Job:
         try:
             self._boot(deadline)
             self._prepare(deadline)
+            self._check_wanted()
             self._go()
             started()
             while self._remaining:
@@ -238,10 +265,10 @@ class Job:
             return
         booted = boot_all(
             self._make_booter(),
-            list(away.values()),
+            [_with_python(host, self._plan.own) for host in away.values()],
             pythons=self._plan.pythons,
             deadline=deadline,
-            on_progress=self._watcher.progress,
+            on_progress=self._progress,
             on_stderr=lambda host, line: self._watcher.warn(f"{host.name}: {line}"),
         )
         for node, session in zip(away, booted, strict=True):
@@ -251,6 +278,19 @@ class Job:
             self._links[node] = NodeLink(
                 self._loop, session.control, partial(self._heard, node), partial(self._lost, node)
             )
+
+    def abandon(self) -> None:
+        """Give the job up, unless its ranks have been started: `run` raises. May be called from any thread."""
+        self._abandoned = True
+        self._loop.post(lambda: None)
+
+    def _check_wanted(self) -> None:
+        if self._abandoned:
+            raise LaunchError("the job was ended before its ranks had started")
+
+    def _progress(self, text: str) -> None:
+        self._check_wanted()
+        self._watcher.progress(text)
 
     def _node_of_host(self) -> list[int]:
         """Node numbers by host; this machine, by whatever name, is the head's node."""
@@ -299,6 +339,8 @@ class Job:
     def _begin_for(self, node: int, doors: dict[int, tuple[tuple[str, int], ...]]) -> Begin:
         plan = self._plan
         here = node == HEAD
+        own = plan.own.get(self._host_of_node[node], _NOTHING_OWN)
+        passed_on = {} if here else plan.passed_on
         return Begin(
             node=node,
             key=self._key,
@@ -310,10 +352,10 @@ class Job:
             kind=plan.kind,
             target=plan.target,
             argv=plan.argv,
-            python=plan.python if here else self._booted[node].facts.executable,
-            environment=plan.environment if here else {**plan.passed_on, **plan.environment},
+            python=(own.python or plan.python) if here else self._booted[node].facts.executable,
+            environment={**passed_on, **plan.environment, **own.environment},
             inherit=True,
-            directory=plan.directory,
+            directory=own.directory or plan.directory,
             stdin_rank=plan.stdin_rank,
             fork=plan.fork,
             preload=plan.preload,
@@ -335,6 +377,7 @@ class Job:
         timer = self._loop.call_later(deadline.left(), self._too_late)
         while self._waiting:
             self._loop.run_once()
+            self._check_wanted()
         timer.cancel()
         if self._refused:
             raise self._refusal()
@@ -375,6 +418,10 @@ class Job:
             booted.close()
         self._node.close()
         self._loop.close()
+
+    def disown(self) -> None:
+        """In a fork of this process: close the life lines of what runs on this machine, which are not the fork's."""
+        self._node.disown()
 
     # ------------------------------------------------------------------------------- being told
 
@@ -441,6 +488,8 @@ class Job:
                 self._alive.discard(rank)
                 if end.failed:
                     self._failed(announcement)
+            case RankReturned(rank, data, last):
+                self._returned(rank, data, last)
             case Disagreement(text):
                 self.end(CRASHED, f"CollectiveMismatch: {text}")
                 self._loop.call_later(SETTLE, self.terminate)
@@ -578,6 +627,15 @@ class Job:
             self._node.feed(endpoint, data)
         elif node in self._links:
             self._links[node].send(Input(endpoint, data))
+
+
+_NOTHING_OWN = Surroundings()
+
+
+def _with_python(host: HostSpec, own: Mapping[str, Surroundings]) -> HostSpec:
+    """The host with the interpreter that it has for itself."""
+    python = own.get(host.name, _NOTHING_OWN).python
+    return replace(host, python=python) if python is not None else host
 
 
 def _address_towards(address: str) -> str:

@@ -7,7 +7,7 @@ To a type checker they are dataclasses. Real ones would write and compile the me
 all of them at every start of every process; these share the methods of `Message`, and the annotations stay
 objects (no ``from __future__ import annotations``), because they are what arriving values are checked against.
 
-    place → its router     Joined  Left  Connect  Called  Ask  Crashed  Revoke  Abort
+    place → its router     Joined  Left  Connect  Called  Ask  Crashed  Revoke  Abort  Returned
     router → its place     Welcome  LinkTo  Dial  Ended  Broken  WhatCalled
     head → node            OpenDoor  Begin  Go  Everyone  ToPlace  Input  Signal  Consumed  Stop  Ping
     node → head            DoorIs  Ready  Refused  FromPlace  Exited  Output  Fed  Ping  Gone  Note
@@ -182,6 +182,17 @@ class Abort(Message):
 
     code: int
     text: str
+
+
+@_message(12)
+class Returned(Message):
+    """A piece of what the function that this place was started for has returned or raised, for the owner of the job.
+
+    Pieces come in order; ``last`` is True for the last one. What they mean is the owner's business.
+    """
+
+    data: bytes
+    last: bool
 
 
 # ------------------------------------------------------------------------------ router → its place

@@ -59,7 +59,7 @@ from rmpi.places.messages import (
     Welcome,
 )
 from rmpi.places.nodelink import NodeLink
-from rmpi.places.processes import become_subreaper, kill_descendants, name_process
+from rmpi.places.processes import become_subreaper, kill_descendants, kill_groups, name_process
 from rmpi.places.router import (
     HEAD,
     Aborted,
@@ -75,6 +75,7 @@ from rmpi.places.router import (
     PlaceSaid,
     RankCrashed,
     RankEnded,
+    RankReturned,
     Router,
     Send,
     Tell,
@@ -128,6 +129,31 @@ class Outside(Protocol):
         """Something for whoever wants to know what is being done."""
 
 
+class Parent(Protocol):
+    """Whoever forks and reaps places for a node: `_SpawnerProcess`, or the node's own process."""
+
+    @property
+    def ended_well(self) -> bool:
+        """Once it has ended: whether it did so itself, and all that was below it first."""
+
+    def send(self, message: Message, fds: Iterable[int] = ()) -> None:
+        """`Fork`, with descriptors that stay the caller's, or `Signal`. Answered by `Up`, `Forked` and `Reaped`."""
+
+    def end(self) -> None:
+        """End all that is below it, and itself."""
+
+    def last_words(self) -> str:
+        """Why it ended without being asked to."""
+
+    def disown(self) -> None:
+        """In a fork of the node's process: close our end of the life line, which is not the fork's."""
+
+
+MakeParent = Callable[[Loop, Begin, Callable[[Message], None], Callable[[bool], None]], Parent]
+"""Called with the loop, the job, what to call with each message, and what to call at the end: whether `Parent.end`
+was called before."""
+
+
 class _Place:
     """What the node holds of one place."""
 
@@ -152,13 +178,21 @@ class Node:
         outside: Outside,
         spared: Callable[[], frozenset[int]] = frozenset,
         ignition: Ignition | None = None,
+        parent: MakeParent | None = None,
+        guest: bool = False,
     ) -> None:
         """A node that has nothing to do yet.
 
         Args:
             spared: Children of this process that are not ours to kill when the spawner is lost.
             ignition: The spawner, if it was started already.
+            parent: Makes what forks places instead of a spawner.
+            guest: This process has a life and children besides the job: it does not adopt orphans, and if the spawner
+                is lost, only what is in the process groups of places is killed.
         """
+        self._make_parent = parent or self._make_spawner
+        self._guest = guest
+        self._pids: dict[int, int] = {}  # of places that run, by endpoint
         self._loop = loop
         self._outside = outside
         self._spared = spared
@@ -166,7 +200,7 @@ class Node:
         self._router: Router | None = None
         self._begin: Begin | None = None
         self._door: Door | None = None
-        self._spawner: _SpawnerProcess | None = None
+        self._spawner: Parent | None = None
         self._places: dict[int, _Place] = {}
         self._connections: dict[int, socket.socket] = {}  # that came in by the door
         self._early: list[tuple[socket.socket, int, int]] = []  # came in for a place that is about to start
@@ -195,9 +229,15 @@ class Node:
             LaunchError: It cannot be done here; nothing was started.
         """
         check_program(begin)
-        become_subreaper()  # for daemons of places whose spawner was killed
+        if not self._guest:
+            become_subreaper()  # for daemons of places whose spawner was killed
         self._begin = begin
         self._router = Router(Book(begin.node, begin.members, begin.hosts, begin.doors, begin.key))
+        self._spawner = self._make_parent(self._loop, begin, self._spawner_said, self._spawner_ended)
+
+    def _make_spawner(
+        self, loop: Loop, begin: Begin, said: Callable[[Message], None], ended: Callable[[bool], None]
+    ) -> Parent:
         environment = {**(os.environ if begin.inherit else {}), **begin.environment}
         for name, count in thread_limits(environment, len(begin.places)).items():
             self._outside.note(f"{name}={count}: {len(begin.places)} ranks share {len(os.sched_getaffinity(0))} cores")
@@ -211,7 +251,7 @@ class Node:
             fork=begin.fork,
             preload=begin.preload,
         )
-        self._spawner = _SpawnerProcess(self._loop, ignition, self._spawner_said, self._spawner_ended)
+        return _SpawnerProcess(loop, ignition, said, ended)
 
     def attend(self, book: Book) -> None:
         """Route for a job of which no place runs here."""
@@ -302,7 +342,7 @@ class Node:
                 self._connections.pop(connection).close()
             case Send(node, message):
                 self._outside.send(node, message)
-            case RankEnded() | RankCrashed() | Disagreement() | Aborted():
+            case RankEnded() | RankCrashed() | Disagreement() | Aborted() | RankReturned():
                 self._outside.announce(action)
 
     def _tell(self, place: _Place, message: Message, fds: Iterable[int] = ()) -> None:
@@ -474,12 +514,13 @@ class Node:
                 self._reaped(self._places[endpoint], status)
             case Note(text):
                 self._outside.note(text)
-            case Forked():
-                pass
+            case Forked(endpoint, pid):
+                self._pids[endpoint] = pid
 
     def _reaped(self, place: _Place, status: int) -> None:
         """A place has ended. The job hears of it now, whoever may hold its pipes or be slow to show its output."""
         place.status = status
+        self._pids.pop(place.endpoint, None)
         self._hear(place)
         self._hang_up(place)
         self._close_stdin(place)
@@ -509,7 +550,9 @@ class Node:
     def _spawner_ended(self, expected: bool) -> None:
         spawner, self._spawner = self._spawner, None
         assert spawner is not None
-        if not spawner.ended_well:
+        if not spawner.ended_well and self._guest:
+            kill_groups(self._pids.values())
+        elif not spawner.ended_well:
             kill_descendants(self._spared())
         if not expected:
             self._outside.failed(spawner.last_words())
@@ -525,6 +568,13 @@ class Node:
             self._over = True
             self.close()
             self._outside.gone()
+
+    def disown(self) -> None:
+        """In a fork of this process: close our ends of control sockets. The loop is shared, and left alone."""
+        if self._spawner is not None:
+            self._spawner.disown()
+        for place in self._places.values():
+            place.control.close()
 
     def close(self) -> None:
         """Give back every descriptor."""
@@ -582,6 +632,9 @@ class _SpawnerProcess:
         else:  # it is importing, and does not listen
             self._insist()
 
+    def disown(self) -> None:
+        self._control.close()
+
     def _insist(self) -> None:
         if self._process.poll() is None:
             self._process.kill()
@@ -623,7 +676,7 @@ class _SpawnerProcess:
         if not data:
             self._loop.modify(self._stderr_fd, 0)
         elif self._up:
-            sys.stderr.buffer.write(data)
+            sys.stderr.write(data.decode(errors="replace"))
             sys.stderr.flush()
         self._stderr = (self._stderr + data)[-STDERR_KEPT:]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -91,6 +92,15 @@ def kill_descendants(spare: frozenset[int] = frozenset()) -> list[int]:
                 pass
         psutil.wait_procs(below, timeout=0.1)
     return killed
+
+
+def kill_groups(leaders: Iterable[int]) -> None:
+    """SIGKILL what is left of these process groups."""
+    for leader in leaders:
+        try:
+            os.killpg(leader, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):  # nothing is, or it runs as somebody else
+            pass
 
 
 def _below(process: psutil.Process, spare: frozenset[int]) -> list[psutil.Process]:

@@ -1,4 +1,4 @@
-"""What the router hears from a rank besides messages: how it crashes.
+"""What the router hears from a rank besides messages: how it crashes, or what the function it runs returns.
 
 An uncaught exception of a rank goes to its router as text instead of to stderr, so that the launcher can
 print the root cause once and last, and fold what other ranks say about it. The text is what the program's
@@ -18,7 +18,10 @@ from types import TracebackType
 from rmpi.errors import PeerLost, RmpiError
 from rmpi.places import program
 from rmpi.places.control import Control
-from rmpi.places.messages import Crashed
+from rmpi.places.messages import Crashed, Returned
+
+PIECE = 128 << 10
+"""Bytes of one piece of what a function has returned; a packet of a control socket holds it."""
 
 TEXT_LIMIT = 64 << 10
 """Characters of a traceback that travel; from a longer one the middle is cut out."""
@@ -61,13 +64,21 @@ class Reporter:
                 self.crashed = True
             raise
 
+    def returned(self, data: bytes) -> None:
+        """Hand what the function of this process returned, or raised, to the owner of the job; wait until it is out."""
+        view = memoryview(data)
+        for start in range(0, len(data) or 1, PIECE):
+            piece = view[start : start + PIECE]
+            self._control.send(Returned(bytes(piece), start + PIECE >= len(data)))
+            self._control.drain()
+
     def _hook(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         self.crashed = True
         trace = own_frames(trace)
         if self._control.closed:  # by the router, or because this is a fork of a rank
             sys.__excepthook__(kind, error, trace)
             return
-        text = shortened(_text(kind, error, trace))
+        text = shortened(traceback_text(error, trace))
         self._control.send(Crashed(kind.__name__, text, issubclass(kind, PeerLost)))
         self._control.drain()
 
@@ -84,9 +95,9 @@ def own_frames(trace: TracebackType | None) -> TracebackType | None:
     return own
 
 
-def _text(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> str:
-    """As Python prints it, where the encoding knows no surrogates."""
-    report = traceback.TracebackException(kind, error, trace)
+def traceback_text(error: BaseException, trace: TracebackType | None) -> str:
+    """As Python prints it, where the encoding knows no surrogates; of our own errors without our own frames."""
+    report = traceback.TracebackException(type(error), error, trace)
     _leave_out_ours(report, error, set())
     return "".join(report.format()).encode(errors="backslashreplace").decode()
 

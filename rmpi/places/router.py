@@ -41,6 +41,7 @@ from rmpi.places.messages import (
     Joined,
     Left,
     Message,
+    Returned,
     Revoke,
     ToPlace,
     WhatCalled,
@@ -191,7 +192,16 @@ class Aborted:
     text: str
 
 
-Announcement = RankEnded | RankCrashed | Disagreement | Aborted
+@dataclass(frozen=True, slots=True)
+class RankReturned:
+    """For the owner of the job: a piece of what a rank's function has returned or raised."""
+
+    rank: int
+    data: bytes
+    last: bool
+
+
+Announcement = RankEnded | RankCrashed | Disagreement | Aborted | RankReturned
 Action = Tell | TellAll | Join | HandOver | TurnAway | Send | Announcement
 
 
@@ -266,7 +276,7 @@ class Router:
                 return []
             case Connect(peer):
                 return self._connect(endpoint, peer)
-            case Called() | Ask() | Crashed() | Revoke() | Abort():
+            case Called() | Ask() | Crashed() | Revoke() | Abort() | Returned():
                 return self._from_place(endpoint, message)
         raise WireError(f"a place may not say {type(message).__name__}")
 
@@ -322,6 +332,8 @@ class Router:
             case Abort(code, text):
                 self._last_words[endpoint] = text
                 return [Aborted(rank, host, code, text)]
+            case Returned(data, last):
+                return [RankReturned(rank, data, last)]
         raise WireError(f"a place may not say {type(message).__name__}")
 
     def _disagree(self, context: int, verdict: str, last: bool) -> list[Action]:
