@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from launcher.ending import EndedByUser, raising
 from launcher.options import Options, help_text, parse
@@ -22,31 +19,12 @@ from launcher.program import Program, find_program
 from launcher.screen import complain, to_nowhere
 from rmpi import __version__
 from rmpi.comm.placement import Placement, place
+from rmpi.comm.starting import OURS, booter, interpreters, own_names, passed_on, read_hostfile
 from rmpi.errors import LaunchError
-from rmpi.places.hosts import HostSpec, decode_hostfile, is_local, parse_host_list, parse_hostfile
+from rmpi.places.hosts import HostSpec, is_local, parse_host_list
 from rmpi.places.ignition import Ignition
 
-if TYPE_CHECKING:
-    from rmpi.places.boot import Booter
-
 HERE = HostSpec("localhost")
-
-PASSED_ON = (
-    "RMPI_*",
-    "PYTHON*",
-    "OMP_*",
-    "MKL_*",
-    "OPENBLAS_*",
-    "VIRTUAL_ENV",
-    "CONDA_*",
-    "LANG",
-    "LC_*",
-    "TERM",
-)
-"""Variables that ranks on other hosts get from the launcher's environment; those here inherit all of it."""
-
-OURS = ("RMPI_FD", "RMPI_RANK", "RMPI_SIZE", "RMPI_TERMINAL")
-"""Variables that a rank has and must not hand on to a job it starts itself."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -135,7 +113,7 @@ def _directory(options: Options, hosts: Sequence[HostSpec]) -> str:
     if options.wdir is None:
         return str(Path.cwd())
     directory = Path(options.wdir).absolute()
-    if not directory.is_dir() and any(is_local(host, _own_names()) for host in hosts):
+    if not directory.is_dir() and any(is_local(host, own_names()) for host in hosts):
         raise LaunchError(f"--wdir {options.wdir}: there is no such directory on this machine")
     return str(directory)
 
@@ -145,20 +123,10 @@ def _hosts(options: Options) -> list[HostSpec]:
     if options.hosts is not None:
         named = parse_host_list(options.hosts)
     elif options.hostfile is not None:
-        named = _read_hostfile(options.hostfile)
+        named = read_hostfile(options.hostfile)
     else:
         return [HERE]
     return named
-
-
-def _read_hostfile(name: str) -> list[HostSpec]:
-    source = "<stdin>" if name == "-" else name
-    try:
-        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-    except OSError as error:
-        hint = " (a hostfile lists one host per line, like: node1 slots=4)"
-        raise LaunchError(f"cannot read hostfile {name}: {error.strerror}{hint}", status=2) from None
-    return parse_hostfile(decode_hostfile(data, source), source)
 
 
 def _placement(options: Options, hosts: Sequence[HostSpec]) -> Placement:
@@ -180,7 +148,7 @@ def _plan_text(options: Options, program: Program, placement: Placement, directo
     many = "1 rank runs" if placement.size == 1 else f"{placement.size} ranks run"
     where = "1 host" if len(placement.hosts) == 1 else f"{len(placement.hosts)} hosts"
     lines = [f"{many} on {where}, in {directory}:", f"  {runs}", ""]
-    own = _own_names()
+    own = own_names()
     for index, host in enumerate(placement.hosts):
         ranks = placement.ranks_on(index)
         span = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}-{ranks[-1]}"
@@ -224,7 +192,7 @@ def _ignite(
     directory: str,
 ) -> Ignition | None:
     """Start this machine's spawner; None if there is to be none, or if it fails, as it then will once more."""
-    own = _own_names()
+    own = own_names()
     ranks = sum(len(placement.ranks_on(i)) for i, host in enumerate(placement.hosts) if is_local(host, own))
     if not ranks:
         return None
@@ -263,7 +231,7 @@ def _run_job(
         directory=directory,
         environment=environment,
         passed_on=passed_on(os.environ),
-        pythons=_pythons(options),
+        pythons=interpreters(options.python),
         python=python,
         start_timeout=options.start_timeout,
         kill_grace=options.kill_grace,
@@ -272,8 +240,8 @@ def _run_job(
     )
     run = Run(
         plan,
-        _booter(options),
-        _own_names(),
+        booter(options.rsh_agent, options.host_key_policy, options.ssh_config),
+        own_names(),
         tag=options.tag_output if options.tag_output is not None else placement.size > 1 and os.isatty(1),
         timeout=options.timeout,
         quiet=options.quiet,
@@ -295,23 +263,6 @@ def _terminal() -> dict[str, str]:
     return {"RMPI_TERMINAL": f"{size.columns}x{size.lines}"}
 
 
-def passed_on(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that ranks on other hosts get."""
-    return {
-        name: value
-        for name, value in environ.items()
-        if name not in OURS and any(fnmatchcase(name, pattern) for pattern in PASSED_ON)
-    }
-
-
-def _pythons(options: Options) -> tuple[str, ...]:
-    """Interpreters to look for on other hosts: the one asked for, or ours, or one of the same version."""
-    if options.python is not None:
-        return (options.python,)
-    major, minor = sys.version_info[:2]
-    return (sys.executable, f"python{major}.{minor}", "python3")
-
-
 def _local_python(options: Options) -> str:
     if options.python is None:
         return sys.executable
@@ -321,27 +272,6 @@ def _local_python(options: Options) -> str:
     if found is None:
         raise LaunchError(f"--python {options.python}: there is no such interpreter on this machine")
     return str(Path(found).absolute())
-
-
-def _booter(options: Options) -> Callable[[], Booter]:
-    """Makes what opens sessions to other hosts; paramiko is imported only then."""
-
-    def make() -> Booter:
-        if options.rsh_agent is not None:
-            from rmpi.places.agent import AgentBooter
-
-            return AgentBooter(options.rsh_agent)
-        from rmpi.places.ssh import SshBooter
-
-        config = Path(options.ssh_config).expanduser() if options.ssh_config else None
-        return SshBooter(options.host_key_policy, config)
-
-    return make
-
-
-def _own_names() -> list[str]:
-    name = socket.gethostname()
-    return [name, name.partition(".")[0]]
 
 
 if __name__ == "__main__":
