@@ -27,14 +27,14 @@ from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar, overload
 from weakref import WeakSet
 
-from rmpi import errors
 from rmpi.comm import launch as course
-from rmpi.comm.launch import Outcome, Plan, RankFailure, Surroundings
-from rmpi.comm.parcels import Call, Failure, open_outcome, open_value
+from rmpi.comm.launch import Outcome, Plan, Surroundings
+from rmpi.comm.outcomes import Lines, Told, group, out_of_time, results, write_line
+from rmpi.comm.parcels import Call
 from rmpi.comm.placement import Placement, place
 from rmpi.comm.starting import booter, interpreters, own_names, passed_on, read_hostfile
 from rmpi.deadline import Deadline
-from rmpi.errors import DeadlineExceeded, RankFailed, RemoteError, RmpiError, UsageError
+from rmpi.errors import DeadlineExceeded, UsageError
 from rmpi.places.hosts import HostSpec, is_local, parse_host_list
 
 T = TypeVar("T")
@@ -48,16 +48,13 @@ PROGRAM = "from rmpi.comm.calling import main; main()"
 FEED = 1 << 20
 """Bytes of the call that are given to rank 0 at a time."""
 
-HOLD = 1 << 20
-"""Bytes of an unfinished line that are held; a longer one is passed on in parts."""
-
 STACKS = 0.5
 """Seconds for ranks whose time is up to say where they are, before they are terminated."""
 
 LAST = 5.0
 """Seconds for a job to end when its process does."""
 
-INTERRUPTED, TIME_IS_UP = 128 + signal.SIGINT, 124
+TIME_IS_UP = 124
 
 
 @overload
@@ -213,9 +210,10 @@ class Job(Generic[T]):
         self._printer = _Printer(output, self.terminate)
         self._watcher = _Watcher(self._printer, call)
         self._course = course.Job(
-            plan, self._watcher, booter(rsh_agent), own_names(), returned=self._watcher.returned, guest=True
+            plan, self._watcher, booter(rsh_agent), own_names(), returned=self._watcher.told.add, guest=True
         )
         self._outcome = Outcome()
+        self._out_of_time = False
         self._error: BaseException | None = None
         self._over = threading.Event()
         self._opening = threading.Lock()
@@ -321,6 +319,7 @@ class Job(Generic[T]):
             self._course.loop.call_later(self._timeout, self._time_is_up)
 
     def _time_is_up(self) -> None:
+        self._out_of_time = True
         self._course.end(TIME_IS_UP, "time is up")
         self._course.ask(signal.SIGINT)
         self._course.loop.call_later(STACKS, self._course.terminate)
@@ -340,62 +339,15 @@ class Job(Generic[T]):
 
     def _settle(self) -> None:
         """Open what came back: results, or the error that says why there are none."""
-        outcome, told = self._outcome, self._watcher.outcomes()
+        size, told = self._plan.placement.size, self._watcher.told
         if self._printer.error is not None:
             self._error = self._printer.error
-        elif outcome.code == TIME_IS_UP and outcome.reason:
-            self._error = self._out_of_time(told)
-        elif outcome.failures or outcome.reason:
-            self._error = self._group(told)
+        elif self._out_of_time:
+            self._error = out_of_time(self._outcome, told, self._timeout)
+        elif self._outcome.failures or self._outcome.reason:
+            self._error = group(self._outcome, told, size)
         else:
-            packed = [told.get(rank) for rank in range(self._plan.placement.size)]
-            results: list[Any] = [open_value(each) if isinstance(each, bytes) else None for each in packed]
-            self._results = results
-
-    def _out_of_time(self, told: Mapping[int, Failure | bytes]) -> DeadlineExceeded:
-        failures = sorted(self._outcome.failures, key=lambda failure: failure.rank)
-        ranks = ", ".join(str(failure.rank) for failure in failures)
-        error = DeadlineExceeded(f"the job was ended after {self._timeout:g} s, in which these ranks had not: {ranks}")
-        for failure in failures:
-            outcome = told.get(failure.rank)
-            where = outcome.text.rstrip() if isinstance(outcome, Failure) else f"it does not say ({failure.cause})"
-            error.add_note(f"where rank {failure.rank} on {failure.host} was:\n{where}")
-        return error
-
-    def _group(self, told: Mapping[int, Failure | bytes]) -> ExceptionGroup[Exception]:
-        size, failures = self._plan.placement.size, self._outcome.failures
-        of_themselves = [failure for failure in failures if not failure.stopped]
-        failed = [self._error_of(failure, told.get(failure.rank)) for failure in of_themselves or failures]
-        reason = _named_error(self._outcome.reason)
-        if reason is not None:
-            return ExceptionGroup(f"the job of {size} ranks was ended", [reason, *failed])
-        text = f"{len(failed)} of {size} ranks failed"
-        if self._outcome.reason:
-            text = f"the job was {self._outcome.reason}; {text}"
-        elif len(failed) > 1:
-            text += f", rank {failures[0].rank} on {failures[0].host} first"
-        return ExceptionGroup(text, failed)
-
-    def _error_of(self, failure: RankFailure, told: Failure | bytes | None) -> Exception:
-        error: Exception
-        text = told.text if isinstance(told, Failure) else failure.traceback
-        if isinstance(told, Failure):
-            error = told.error()
-        elif text is not None:
-            error = RemoteError(text.rstrip())
-        else:
-            error = RankFailed(failure.rank, failure.host, failure.cause)
-        where = f"in rank {failure.rank} of {self._plan.placement.size} on {failure.host}"
-        shown = text is not None and not isinstance(error, RemoteError)
-        error.add_note(f"{where}:\n{text.rstrip()}" if text is not None and shown else where)
-        return error
-
-
-def _named_error(reason: str) -> RmpiError | None:
-    """The error of ours that a reason begins with the name of: ``"CollectiveMismatch: …"``."""
-    name, _, text = reason.partition(": ")
-    kind = getattr(errors, name, None) if name.isidentifier() else None
-    return kind(text) if isinstance(kind, type) and issubclass(kind, RmpiError) else None
+            self._results = results(told, size)
 
 
 # ------------------------------------------------------------------------------------ what was asked for
@@ -464,17 +416,7 @@ class _Watcher:
         self._printer = printer
         view = memoryview(call)
         self._input = iter([*(bytes(view[start : start + FEED]) for start in range(0, len(call), FEED)), b""])
-        self._pieces: dict[int, list[bytes]] = {}
-        self._whole: set[int] = set()
-
-    def outcomes(self) -> dict[int, Failure | bytes]:
-        """What each rank's function returned (packed) or raised, of those that said so."""
-        return {rank: open_outcome(b"".join(self._pieces[rank])) for rank in self._whole}
-
-    def returned(self, rank: int, data: bytes, last: bool) -> None:
-        self._pieces.setdefault(rank, []).append(data)
-        if last:
-            self._whole.add(rank)
+        self.told = Told()
 
     def output(self, rank: int, host: str, stream: int, data: bytes, shown: Callable[[], None]) -> None:
         self._printer.write(rank, stream, data, shown)
@@ -505,11 +447,11 @@ class _Printer:
     """
 
     def __init__(self, output: OutputTo, failed: Callable[[], None]) -> None:
-        self._output = _write_line if output is None else output
+        self._output = write_line if output is None else output
         self._failed = failed
         self.error: Exception | None = None
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._held: dict[tuple[int, int], bytearray] = {}
+        self._lines = Lines()
         self._thread = threading.Thread(target=self._run, name="rmpi output", daemon=True)
         self._thread.start()
 
@@ -521,7 +463,7 @@ class _Printer:
 
     def say(self, line: str) -> None:
         """A line of our own."""
-        self._queue.put(partial(_write_line, -1, 2, line))
+        self._queue.put(partial(write_line, -1, 2, line))
 
     def close(self) -> None:
         self._queue.put(None)
@@ -530,20 +472,10 @@ class _Printer:
     def _run(self) -> None:
         while (work := self._queue.get()) is not None:
             work()
-        for rank, stream in sorted(self._held):
-            self._take(rank, stream, b"")
 
     def _take(self, rank: int, stream: int, data: bytes) -> None:
-        held = self._held.setdefault((rank, stream), bytearray())
-        held += data
-        if data and b"\n" not in data and len(held) <= HOLD:
-            return
-        *lines, rest = bytes(held).split(b"\n")
-        if not data or len(rest) > HOLD:  # it ends without a newline, or does not end
-            lines, rest = [*lines, *([rest] if rest else [])], b""
-        held[:] = rest
-        for line in lines:
-            self._put(rank, stream, line.decode(errors="replace"))
+        for line in self._lines.feed(rank, stream, data):
+            self._put(rank, stream, line)
 
     def _put(self, rank: int, stream: int, line: str) -> None:
         if self.error is not None or isinstance(self._output, str):
@@ -553,16 +485,6 @@ class _Printer:
         except Exception as error:
             self.error = error
             self._failed()
-
-
-def _write_line(_rank: int, stream: int, line: str) -> None:
-    """To the stream that is ours at this moment: notebooks and tests put others in its place."""
-    target = sys.stdout if stream == 1 else sys.stderr
-    try:
-        target.write(line + "\n")
-        target.flush()
-    except (OSError, ValueError, AttributeError):  # nobody reads it, it was closed, or there is none
-        pass
 
 
 # ------------------------------------------------------------------------------- the caller's process
