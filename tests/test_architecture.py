@@ -46,6 +46,7 @@ PURE = (
     "rmpi/comm/topology.py",
     "rmpi/comm/collectives/*.py",
     "rmpi/testing/simulate.py",
+    "rmpi/testing/clock.py",
 )
 IMPURE = {"socket", "selectors", "threading", "subprocess", "time", "os", "sys"}
 

@@ -7,9 +7,9 @@
 
 The simulator knows pairs of ranks with a first-in first-out queue of sends and one of receives between
 them, and a queue of ranks that can go on, which it serves in order: so a run is the same every time. A
-value that crosses is copied, as a wire would. It knows no time; a run ends when no rank can go on, and then
-either all have finished or those left wait for each other, which is a `Deadlock` that says who waits for
-whom.
+value that crosses is copied, as a wire would. It knows no time (`rmpi.testing.clock` runs the same schedules
+under a clock); a run ends when no rank can go on, and then either all have finished or those left wait for
+each other, which is a `Deadlock` that says who waits for whom.
 
 Sends are buffered without limit, or not at all with ``synchronous=True``: then a send is complete only when
 its receive was posted, and the value is read as late as that, so that one overwritten too early shows.
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -32,6 +32,7 @@ from rmpi.errors import Deadlock
 T = TypeVar("T")
 
 _SHOWN = 40  # characters of a value in the trace; the rest is cut off
+_NAMED = 8  # ranks that a deadlock names; of more it gives the number
 _WORD = 8  # bytes that an object without a length of its own counts for
 
 
@@ -150,14 +151,9 @@ class _Run:
             self.advance(self.ready.popleft())
         stuck = [rank for rank in self.ranks if not rank.finished]
         if stuck:
-            raise Deadlock(", ".join(map(self.complaint, stuck)))
+            raise deadlock(((rank.number, rank.waits_for()) for rank in stuck), lambda peer: self.ranks[peer].finished)
         left = [f"{source} -> {dest}" for (source, dest), pair in self.pairs.items() for _ in pair.sends]
         assert not left, f"messages left over that nobody receives: {', '.join(left)}"
-
-    def complaint(self, rank: _Rank) -> str:
-        finished = {True: " (which has finished)", False: ""}
-        peers = (f"{peer}{finished[self.ranks[peer].finished]}" for peer in rank.waits_for())
-        return f"{rank.number} waits for {' and '.join(peers)}"
 
     def close(self) -> None:
         for rank in self.ranks:
@@ -167,7 +163,7 @@ class _Run:
         try:
             rank.resume()
         except Exception as error:
-            error.add_note(f"in the schedule of rank {rank.number} of {len(self.ranks)}")
+            note_rank(error, rank.number, len(self.ranks))
             raise
         for index, step in enumerate(rank.steps):
             self.post(rank, index, step)
@@ -175,8 +171,7 @@ class _Run:
             self.ready.append(rank)
 
     def post(self, rank: _Rank, index: int, step: Step) -> None:
-        other = 0 <= step.peer < len(self.ranks) and step.peer != rank.number
-        assert other, f"rank {rank.number} of {len(self.ranks)} names peer {step.peer}"
+        check_peer(step.peer, rank.number, len(self.ranks))
         posted = _Posted(rank, index)
         if isinstance(step, Send):
             pair = self.pairs[rank.number, step.peer]
@@ -188,9 +183,9 @@ class _Run:
         self.match(pair)
 
     def sent(self, rank: _Rank, step: Send, posted: _Posted) -> None:
-        self.messages.append(Message(rank.number, step.peer, _nbytes(step.value), _text(step.value)))
+        self.messages.append(Message(rank.number, step.peer, nbytes_of(step.value), _text(step.value)))
         if not self.synchronous:
-            posted.value = _copied(step.value)
+            posted.value = copied(step.value)
             self.complete(posted, None)
 
     def match(self, pair: _Pair) -> None:
@@ -199,7 +194,7 @@ class _Run:
             value = self.read(send)
             step = recv.rank.steps[recv.index]
             assert isinstance(step, Recv)
-            self.complete(recv, _landed(value, step))
+            self.complete(recv, landed(value, step))
 
     def read(self, send: _Posted) -> Any:
         """The copy that crosses; a synchronous send is complete with it, not before."""
@@ -207,7 +202,7 @@ class _Run:
             return send.value
         step = send.rank.steps[send.index]
         assert isinstance(step, Send)
-        value = _copied(step.value)
+        value = copied(step.value)
         self.complete(send, None)
         return value
 
@@ -217,7 +212,33 @@ class _Run:
             self.ready.append(posted.rank)
 
 
-def _landed(value: Any, step: Recv) -> Any:
+# --- What a simulator without a clock and one with a clock have in common -------------------------------------------
+
+
+def check_peer(peer: int, rank: int, size: int) -> None:
+    """A step of ``rank`` names another rank."""
+    other = 0 <= peer < size and peer != rank
+    assert other, f"rank {rank} of {size} names peer {peer}"
+
+
+def note_rank(error: Exception, rank: int, size: int) -> None:
+    """Say on which rank a schedule raised."""
+    error.add_note(f"in the schedule of rank {rank} of {size}")
+
+
+def deadlock(waiting: Iterable[tuple[int, list[int]]], finished: Callable[[int], bool]) -> Deadlock:
+    """The error for ranks that wait for others for ever: who waits for whom, and who of those has finished."""
+    ending = {True: " (which has finished)", False: ""}
+    complaints = [
+        f"{rank} waits for {' and '.join(f'{peer}{ending[finished(peer)]}' for peer in peers)}"
+        for rank, peers in waiting
+    ]
+    more = [f"{len(complaints) - _NAMED} more wait too"] if len(complaints) > _NAMED else []
+    return Deadlock(", ".join([*complaints[:_NAMED], *more]))
+
+
+def landed(value: Any, step: Recv) -> Any:
+    """``value`` where a driver would put it: in ``step.out`` if that fits."""
     out = step.out
     if out is None or type(value) is not np.ndarray or (value.dtype, value.shape) != (out.dtype, out.shape):
         return value
@@ -225,16 +246,17 @@ def _landed(value: Any, step: Recv) -> Any:
     return out
 
 
-def _copied(value: Any) -> Any:
+def copied(value: Any) -> Any:
+    """What arrives of ``value`` elsewhere."""
     return copy.deepcopy(value)  # NumPy's keeps dtype, shape and memory order, and packs strided arrays
 
 
-def _nbytes(value: Any) -> int:
+def nbytes_of(value: Any) -> int:
     """What a message weighs, roughly: enough to compare algorithms."""
     if isinstance(value, (list, tuple)):
-        return sum(map(_nbytes, value))
+        return sum(map(nbytes_of, value))
     if isinstance(value, dict):
-        return _nbytes([*value.keys(), *value.values()])
+        return nbytes_of([*value.keys(), *value.values()])
     return raw_bytes(value) if isinstance(value, (np.ndarray, bytes, bytearray, str)) else _WORD
 
 
