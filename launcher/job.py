@@ -15,11 +15,12 @@ from types import FrameType
 
 from launcher.ending import ENDING, EndedByUser, handled
 from launcher.screen import Keyboard, Screen, complain
-from launcher.show import Display, Failure, failure_block, ranks_text
+from launcher.show import Display, Failure, failure_block
 from rmpi.comm.launch import Job, Outcome, Plan, RankFailure
 from rmpi.deadline import now
 from rmpi.places.boot import Booter
 from rmpi.places.ignition import Ignition
+from rmpi.places.wording import ranks_text
 
 TIME_LIMIT = 124
 """Exit code when the job took longer than ``--timeout``; that of timeout(1)."""

@@ -29,6 +29,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from rmpi.places.wording import ranks_text
+
 Writes: TypeAlias = list[tuple[int, bytes]]
 """What is to be written now, in this order: to 1 (standard output) or 2 (standard error), which bytes."""
 
@@ -276,17 +278,6 @@ def failure_block(root: Failure, others: Iterable[Failure], size: int) -> str:
             kind.append(each)
     alike, *apart = kinds.values()
     return _fallen_line(fallen, root) + _later_failures(apart) + _root_block(root, alike, size)
-
-
-def ranks_text(ranks: Iterable[int]) -> str:
-    """``[5, 0, 1, 2]`` as ``"0-2, 5"``."""
-    runs: list[list[int]] = []
-    for rank in sorted(set(ranks)):
-        if runs and rank == runs[-1][1] + 1:
-            runs[-1][1] = rank
-        else:
-            runs.append([rank, rank])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
 _RANK_FAILED = re.compile(r"^(?:rmpi\.errors\.)?RankFailed: ", re.MULTILINE)

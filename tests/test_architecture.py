@@ -34,10 +34,12 @@ LAUNCHER_HAS_NO_BUSINESS_IN = {"testing", "mapreduce", "taskfarm"}
 PURE = (
     "rmpi/wire/*.py",
     "rmpi/transport/matching.py",
+    "rmpi/places/deadlock.py",
     "rmpi/places/messages.py",
     "rmpi/places/router.py",
     "rmpi/places/supervisor.py",
     "rmpi/places/hosts.py",
+    "rmpi/places/wording.py",
     "rmpi/comm/schedule.py",
     "rmpi/comm/choose.py",
     "rmpi/comm/ops.py",

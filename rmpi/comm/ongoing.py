@@ -15,7 +15,7 @@ from typing import Any
 from rmpi.comm.schedule import Schedule, Step
 from rmpi.transport.endpoint import Endpoint
 from rmpi.transport.matching import Receive
-from rmpi.transport.operation import Operation
+from rmpi.transport.operation import Awaited, Operation
 from rmpi.transport.peers import fresh
 
 
@@ -51,6 +51,10 @@ class Ongoing(Operation):
         self._begin = begin
         self._spoil = spoil
         self._many = False
+
+    def awaited(self) -> Awaited | None:
+        pending = (part for part in self.parts if part is not None and not part.done)
+        return next((part.awaited() for part in pending), None)
 
     def start(self) -> None:
         """Go as far as that is possible without waiting."""

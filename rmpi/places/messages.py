@@ -8,7 +8,8 @@ all of them at every start of every process; these share the methods of `Message
 objects (no ``from __future__ import annotations``), because they are what arriving values are checked against.
 
     place → its router     Joined  Left  Connect  Called  Ask  Crashed  Revoke  Abort  Returned
-    router → its place     Welcome  LinkTo  Dial  Ended  Broken  WhatCalled
+                           Blocked  Awake
+    router → its place     Welcome  LinkTo  Dial  Ended  Broken  WhatCalled  StillBlocked
     head → node            OpenDoor  Begin  Go  Everyone  ToPlace  Input  Signal  Consumed  Stop  Ping
     node → head            DoorIs  Ready  Refused  FromPlace  Exited  Output  Fed  Ping  Gone  Note
     node → its spawner     Fork  Signal
@@ -29,6 +30,10 @@ _UNICODE_ERRORS = "surrogatepass"
 
 SERIAL_BITS = 20
 """Endpoint numbers are ``node << SERIAL_BITS | serial``: a million places per node."""
+
+
+ALL = -1
+"""In place of a context: every communicator."""
 
 
 class Message:
@@ -184,6 +189,33 @@ class Abort(Message):
     text: str
 
 
+@_message(9)
+class Blocked(Message):
+    """All of this place waits without a limit, has for a while, and nothing in it could send of its own accord.
+
+    ``round`` is that of the `StillBlocked` which this answers; 0 says that nobody has asked. As long as ``stay`` is the
+    same, so are the waits: ``(endpoints, what, where, context, sequence)``. The endpoints are those that must act, none
+    if they cannot be told; the sequence is -1 where the wait is not for a collective. How much was ``sent`` to each
+    peer and ``taken`` of what came from it are counted alike on both sides. ``unread`` are ``(source, tag, how many)``
+    messages that nobody has asked for, ``calls`` the last collective of each communicator, -1 if there was none.
+    """
+
+    round: int
+    stay: int
+    sent: dict[int, int]
+    taken: dict[int, int]
+    waits: tuple[tuple[tuple[int, ...], str, str, int, int], ...]
+    unread: tuple[tuple[int, int, int], ...]
+    calls: dict[int, int]
+
+
+@_message(10)
+class Awake(Message):
+    """The answer to `StillBlocked` of a place that is not, or not quite."""
+
+    round: int
+
+
 @_message(12)
 class Returned(Message):
     """A piece of what the function that this place was started for has returned or raised, for the owner of the job.
@@ -252,6 +284,13 @@ class WhatCalled(Message):
 
     context: int
     sequence: int
+
+
+@_message(22)
+class StillBlocked(Message):
+    """Every place has said that it is blocked: is this one still? Answered by `Blocked` or `Awake`, with its number."""
+
+    round: int
 
 
 # ------------------------------------------------------------------------------------ head → node

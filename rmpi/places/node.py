@@ -67,6 +67,7 @@ from rmpi.places.router import (
     Announcement,
     Book,
     CameIn,
+    Deadlocked,
     Disagreement,
     HandOver,
     Join,
@@ -81,6 +82,7 @@ from rmpi.places.router import (
     Tell,
     TellAll,
     TurnAway,
+    Undelivered,
 )
 
 OUTPUT_BUDGET = 1 << 20
@@ -342,7 +344,9 @@ class Node:
                 self._connections.pop(connection).close()
             case Send(node, message):
                 self._outside.send(node, message)
-            case RankEnded() | RankCrashed() | Disagreement() | Aborted() | RankReturned():
+            case (
+                RankEnded() | RankCrashed() | Disagreement() | Aborted() | Deadlocked() | Undelivered() | RankReturned()
+            ):
                 self._outside.announce(action)
 
     def _tell(self, place: _Place, message: Message, fds: Iterable[int] = ()) -> None:

@@ -24,6 +24,7 @@ from rmpi.deadline import Deadline
 from rmpi.errors import (
     ChannelClosed,
     CollectiveMismatch,
+    Deadlock,
     LaunchError,
     PeerExited,
     PeerLost,
@@ -34,6 +35,7 @@ from rmpi.errors import (
 from rmpi.places.control import Control, wait_for
 from rmpi.places.door import dial
 from rmpi.places.messages import (
+    ALL,
     Abort,
     Ask,
     Broken,
@@ -46,12 +48,14 @@ from rmpi.places.messages import (
     LinkTo,
     Message,
     Revoke,
+    StillBlocked,
     Welcome,
     WhatCalled,
 )
 from rmpi.places.reporter import Reporter
 
 if TYPE_CHECKING:
+    from rmpi.places.witness import Witness
     from rmpi.transport.endpoint import Endpoint
 
 FD_VARIABLE = "RMPI_FD"
@@ -59,7 +63,7 @@ FD_VARIABLE = "RMPI_FD"
 WELCOME_LIMIT = 1.0
 """Seconds to wait for the router's first message, which it sends before it starts us."""
 
-_ERRORS: dict[str, type[RmpiError]] = {kind.__name__: kind for kind in (CollectiveMismatch, ChannelClosed)}
+_ERRORS: dict[str, type[RmpiError]] = {kind.__name__: kind for kind in (CollectiveMismatch, ChannelClosed, Deadlock)}
 """What `Broken` may say."""
 
 _reporter: Reporter | None = None
@@ -134,6 +138,7 @@ class Place:
         os.set_inheritable(fd, False)
         self.welcome = self._await_welcome()
         self.endpoint = self._make_endpoint()
+        self._witness = self._make_witness()
         self._tell(Joined())
 
     def serve(self, calls: Calls) -> None:
@@ -169,6 +174,16 @@ class Place:
             endpoint.crank.post(partial(self._heard, message, fds))
         endpoint.crank.register(self._control.fileno(), self._ready)
         return endpoint
+
+    def _make_witness(self) -> Witness:
+        from rmpi.places.witness import Witness, only_these_threads
+
+        self.endpoint.stays.quiet = only_these_threads
+        self.endpoint.stays.descriptors.add(self._control.fileno())
+        return Witness(self.endpoint, self._tell, self.welcome.members.index, self._called)
+
+    def _called(self, context: int, sequence: int) -> tuple[int, str] | None:
+        return self._calls.call_of(context, sequence) if self._calls is not None else None
 
     def _name_of(self, endpoint: int) -> str:
         rank = self.welcome.members.index(endpoint)
@@ -249,10 +264,14 @@ class Place:
                 threading.Thread(target=self._dial, args=(peer, doors, key), daemon=True).start()
             case Ended():
                 self._peer_ended(message)
+            case Broken(context, error, text) if context == ALL:
+                self.endpoint.break_all(_ERRORS[error](text))
+            case StillBlocked(round_):
+                self._witness.asked(round_)
             case Broken(context, error, text):
                 self.endpoint.break_contexts([context, context + 1], _ERRORS[error](text))
             case WhatCalled(context, sequence):
-                mine = self._calls.call_of(context, sequence) if self._calls is not None else None
+                mine = self._called(context, sequence)
                 if mine is not None:
                     self.called(context, sequence, *mine)
 

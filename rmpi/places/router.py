@@ -11,6 +11,7 @@ and tells everybody, settles who called what, and announces to its owner what th
     a place says what it called      to the head, which compares; a disagreement breaks the communicator
     a place revokes a communicator   to the head, which breaks it for everybody
     a place aborts                   to the head, whose owner ends the job
+    a place is blocked               to the head, which asks all once more if all are (`deadlock`)
     a node is lost                   all its places have failed
 
 Two places that want each other at the same moment get one pair on one node, and on two nodes two
@@ -20,15 +21,18 @@ connections, of which each side sends on its own: order within a direction is ke
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from rmpi.errors import WireError
 from rmpi.places.calls import CallBook, Report
 from rmpi.places.ends import End, end_of
 from rmpi.places.messages import (
+    ALL,
     SERIAL_BITS,
     Abort,
     Ask,
+    Awake,
+    Blocked,
     Broken,
     Called,
     Connect,
@@ -43,11 +47,15 @@ from rmpi.places.messages import (
     Message,
     Returned,
     Revoke,
+    StillBlocked,
     ToPlace,
     WhatCalled,
     pack,
     unpack,
 )
+
+if TYPE_CHECKING:
+    from rmpi.places.deadlock import DeadlockBook, Step
 
 HEAD = 0
 """The number of the head's node."""
@@ -201,7 +209,21 @@ class RankReturned:
     last: bool
 
 
-Announcement = RankEnded | RankCrashed | Disagreement | Aborted | RankReturned
+@dataclass(frozen=True, slots=True)
+class Deadlocked:
+    """For the owner of the job: every rank waits, and nothing will ever come. See `Router.condemn`."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Undelivered:
+    """For the owner of the job: every rank waits, and something that was sent does not arrive."""
+
+    text: str
+
+
+Announcement = RankEnded | RankCrashed | Disagreement | Aborted | Deadlocked | Undelivered | RankReturned
 Action = Tell | TellAll | Join | HandOver | TurnAway | Send | Announcement
 
 
@@ -229,7 +251,11 @@ class Book:
 
 
 class Router:
-    """One node's decisions about one job."""
+    """One node's decisions about one job.
+
+    Attributes:
+        seeks_deadlocks: Whether the head heeds the reports of blocked ranks.
+    """
 
     def __init__(self, book: Book) -> None:
         self.book = book
@@ -239,6 +265,9 @@ class Router:
         self._pairs: set[frozenset[int]] = set()
         self._last_words: dict[int, str] = {}  # on the head: how the traceback of a crash ends
         self._calls = CallBook()
+        self.seeks_deadlocks = True
+        self._failed = False
+        self._deadlocks: DeadlockBook | None = None  # on the head, from the first report on
 
     def step(self, event: Event) -> list[Action]:
         """What is to be done about ``event``.
@@ -276,7 +305,7 @@ class Router:
                 return []
             case Connect(peer):
                 return self._connect(endpoint, peer)
-            case Called() | Ask() | Crashed() | Revoke() | Abort() | Returned():
+            case Called() | Ask() | Crashed() | Revoke() | Abort() | Returned() | Blocked() | Awake():
                 return self._from_place(endpoint, message)
         raise WireError(f"a place may not say {type(message).__name__}")
 
@@ -334,12 +363,47 @@ class Router:
                 return [Aborted(rank, host, code, text)]
             case Returned(data, last):
                 return [RankReturned(rank, data, last)]
+            case Blocked() if self.seeks_deadlocks:
+                return self._follow(self._deadlock_book().blocked(endpoint, message))
+            case Awake(round_) if self.seeks_deadlocks:
+                return self._follow(self._deadlock_book().awake(endpoint, round_))
+            case Blocked() | Awake():
+                return []
         raise WireError(f"a place may not say {type(message).__name__}")
 
     def _disagree(self, context: int, verdict: str, last: bool) -> list[Action]:
         """Break the communicator; if a rank is leaving already, the owner must say what it can no longer raise."""
         broken = self._to_everyone(Broken(context, "CollectiveMismatch", verdict))
         return [*broken, Disagreement(verdict)] if last else broken
+
+    def _deadlock_book(self) -> DeadlockBook:
+        """Made, and its module imported, when a rank is blocked for the first time: few jobs ever need it."""
+        if self._deadlocks is None:
+            from rmpi.places.deadlock import DeadlockBook
+
+            self._deadlocks = DeadlockBook(self.book.rank_of)
+            for endpoint in self._gone:
+                self._deadlocks.ended(endpoint, failed=self._failed)
+        return self._deadlocks
+
+    def _follow(self, step: Step) -> list[Action]:
+        """Do what the book of blocked ranks says."""
+        from rmpi.places.deadlock import AskAll, InFlight, Verdict
+
+        match step:
+            case None:
+                return []
+            case AskAll(round_):
+                return self._to_everyone(StillBlocked(round_))
+            case Verdict(text):
+                return [Deadlocked(text)]
+            case InFlight(text):
+                return [Undelivered(text)]
+        assert_never(step)
+
+    def condemn(self, text: str) -> list[Action]:
+        """End what every rank waits for, with `Deadlock`."""
+        return self._to_everyone(Broken(ALL, "Deadlock", text))
 
     def _exited(self, message: Exited) -> list[Action]:
         if message.endpoint not in self.book.rank_of or message.endpoint in self._gone:
@@ -348,10 +412,14 @@ class Router:
 
     def _end(self, endpoint: int, end: End) -> list[Action]:
         self._gone.add(endpoint)
+        self._failed = self._failed or end.failed
         rank, host = self.book.rank_of[endpoint], self.book.host_of(endpoint)
         cause = self._last_words.get(endpoint, end.cause) if end.failed else end.cause
         news = Ended(endpoint, rank, host, cause, end.failed)
-        return [*self._to_everyone(news), RankEnded(rank, host, end)]
+        told = [*self._to_everyone(news), RankEnded(rank, host, end)]
+        if self._deadlocks is not None:
+            told += self._follow(self._deadlocks.ended(endpoint, failed=end.failed))
+        return told
 
     def _lost(self, node: int, reason: str) -> list[Action]:
         lost = [e for e in self.book.members if node_of(e) == node and e not in self._gone]

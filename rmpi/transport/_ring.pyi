@@ -61,6 +61,12 @@ class Lane:
         What a socket does not take of what a port writes joins ``pending``.
         """
 
+    def sent(self) -> int:
+        """Bytes that were ever written here; of a socket lane not those that went to the socket past it."""
+
+    def taken(self) -> int:
+        """Bytes of the peer's that were ever consumed; not those that were read ahead."""
+
     def close(self) -> None:
         """Never touch the memory again. It is unmapped with the object."""
 

@@ -22,7 +22,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from rmpi.transport.operation import Operation
+from rmpi.transport.operation import Awaited, Operation
 from rmpi.wire.frames import CHUNK, Buffer, Frame, Kind
 
 if TYPE_CHECKING:
@@ -94,6 +94,9 @@ class Transfer(Operation):
         if self.table is not None:
             self.table.pop(self.message, None)
         super().finish(error)
+
+    def awaited(self) -> Awaited:
+        return Awaited(self.destination, self.context, self.tag, incoming=False)
 
     def frame(self, kind: Kind) -> Frame:
         """This message's EAGER or OFFER frame."""
@@ -216,6 +219,14 @@ class Link(ABC):
     @abstractmethod
     def settled(self) -> bool:
         """Whether all that was sent is out of this process' hands for good."""
+
+    @abstractmethod
+    def sent(self) -> int:
+        """How much was ever given to this link to carry; what waits here is among it."""
+
+    @abstractmethod
+    def taken(self) -> int:
+        """How much of what was ever sent at the other end has been taken out of here, counted as it is there."""
 
     @abstractmethod
     def close(self) -> None:

@@ -35,7 +35,7 @@ import os
 import select
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import TYPE_CHECKING, Any
 
 from rmpi.deadline import Deadline, now
@@ -139,6 +139,10 @@ class Crank:
             ready = self._ready.get(fd)
             if ready is not None:
                 ready(mask)
+
+    def is_at_rest(self, known: Set[int]) -> bool:
+        """Whether nothing is left to be done, and no descriptor but these is registered. The lock is held."""
+        return not (self.attention or self._posted) and self._ready.keys() <= known | {self._bell}
 
     def progress(self) -> None:
         """One turn, unless another thread leads."""

@@ -41,6 +41,7 @@ from rmpi.transport.operation import Operation, Together
 from rmpi.transport.outgoing import Outgoing
 from rmpi.transport.peers import Connect, Peers, fresh
 from rmpi.transport.shortcut import Shortcut, Shortcuts
+from rmpi.transport.stays import Stays
 from rmpi.wire.codec import Array, Encoded, encode_value
 from rmpi.wire.frames import Frame
 
@@ -65,6 +66,9 @@ class Endpoint:
 
     Methods that say *within progress* are called with the lock held: by what `Crank.post` runs or by a
     descriptor's callback. All others may be called by any thread of the place.
+
+    Attributes:
+        stays: The waits without a limit that take long, for whoever sets `Stays.observer`.
 
     Args:
         ident: This endpoint's number in the job.
@@ -100,6 +104,7 @@ class Endpoint:
         self._ends = Ends(ident, name_of, self._peers, self._incoming, self._outgoing)
         self._flights = Flights(ident, self._peers, self._incoming, self.crank)
         self._shortcuts = Shortcuts(self._ends.broken, self.crank, self._flights)
+        self.stays = Stays(self.crank, self._peers, self._incoming.matching)
         handlers = {**self._incoming.handlers(), **self._outgoing.handlers(), **self._ends.handlers()}
         self._peers.listen(self._incoming, handlers, self._ends)
 
@@ -392,7 +397,7 @@ class Endpoint:
                     for operation in operations:
                         if not operation.done and operation.impatient is not None:
                             operation.impatient()
-                return self.crank.wait(together, deadline)
+                return self._sleep(together, operations, deadline)
             finally:
                 with self.crank.lock:
                     together.let_go()
@@ -408,12 +413,18 @@ class Endpoint:
             operation = pending[0] if len(operations) == 1 else self._together(operations)
             if patience is not None:
                 self._be_patient(operation, deadline, patience)
-            if not self.crank.wait(operation, deadline):
+            if not self._sleep(operation, pending, deadline):
                 return next((operation for operation in pending if not operation.done), pending[0])
         for operation in operations:
             if operation.error is not None:
                 raise fresh(operation.error)
         return None
+
+    def _sleep(self, whole: Operation, parts: Sequence[Operation], deadline: Deadline) -> bool:
+        """Wait for an operation that is made of these; whoever waits without a limit may find out that all do."""
+        if deadline is Deadline.NEVER and self.stays.observer is not None:
+            return self.stays.wait(whole, parts)
+        return self.crank.wait(whole, deadline)
 
     def _fly(self, pending: Sequence[Operation]) -> None:
         with self.crank.lock:

@@ -143,6 +143,7 @@ static uint64_t socket_read(Lane *lane, void *into, uint64_t count, uint64_t ahe
         lane->hung_up = got == 0 || (errno != EAGAIN && errno != EWOULDBLOCK);
         return 0;
     }
+    lane->received += (uint64_t)got;
     if ((uint64_t)got > count) {
         put_ahead(ring, ring->seen + (uint64_t)got - count);
     }
@@ -183,14 +184,18 @@ uint64_t lane_take(Lane *lane, unsigned char *into, uint64_t most)
     return ready;
 }
 
-size_t socket_send(const Lane *lane, const struct iovec *pieces, int count)
+size_t socket_send(Lane *lane, const struct iovec *pieces, int count)
 {
     struct msghdr message = {.msg_iov = (struct iovec *)pieces, .msg_iovlen = (size_t)count};
     ssize_t sent;
     do {
         sent = sendmsg(lane->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
     } while (sent < 0 && errno == EINTR);
-    return sent < 0 ? 0 : (size_t)sent; /* a peer that is gone: Python writes next, and sees it */
+    if (sent < 0) {
+        return 0; /* a peer that is gone: Python writes next, and sees it */
+    }
+    lane->sent += (uint64_t)sent;
+    return (size_t)sent;
 }
 
 void keep_unsent(Lane *lane, const struct iovec *pieces, int count, size_t sent)
@@ -372,6 +377,17 @@ static PyObject *Lane_queues(Lane *lane, PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *Lane_sent(Lane *lane, PyObject *Py_UNUSED(none))
+{
+    return PyLong_FromUnsignedLongLong(lane->socket ? lane->sent : lane->out.mine);
+}
+
+static PyObject *Lane_taken(Lane *lane, PyObject *Py_UNUSED(none))
+{
+    uint64_t ahead = lane->in.seen - lane->in.mine; /* of a socket's bytes: those that nobody has looked at */
+    return PyLong_FromUnsignedLongLong(lane->socket ? lane->received - ahead : lane->in.mine);
+}
+
 static PyObject *Lane_close(Lane *lane, PyObject *Py_UNUSED(none))
 {
     lane->closed = 1;
@@ -389,6 +405,8 @@ static PyMethodDef lane_methods[] = {
     {"arm", (PyCFunction)Lane_arm, METH_NOARGS, NULL},
     {"empty", (PyCFunction)Lane_empty, METH_NOARGS, NULL},
     {"queues", (PyCFunction)Lane_queues, METH_VARARGS, NULL},
+    {"sent", (PyCFunction)Lane_sent, METH_NOARGS, NULL},
+    {"taken", (PyCFunction)Lane_taken, METH_NOARGS, NULL},
     {"close", (PyCFunction)Lane_close, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };

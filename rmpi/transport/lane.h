@@ -80,6 +80,7 @@ typedef struct {
     long long credit, owed;
     PyObject *pending, *streams; /* what waits to be written */
     uint64_t flights;            /* large messages that ports have begun */
+    uint64_t sent, received;     /* bytes that were written to a socket from here, and read from it */
 } Lane;
 
 extern PyObject *WireError;
@@ -110,7 +111,7 @@ void lane_write(Lane *lane, const struct iovec *pieces, int count);
 void keep_unsent(Lane *lane, const struct iovec *pieces, int count, size_t sent);
 
 /* Write what the socket takes. */
-size_t socket_send(const Lane *lane, const struct iovec *pieces, int count);
+size_t socket_send(Lane *lane, const struct iovec *pieces, int count);
 
 /* Read what the socket has, until `wanted` bytes can be read. How many there are. */
 uint64_t socket_fill(Lane *lane, uint64_t wanted);

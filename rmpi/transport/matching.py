@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from rmpi.transport.operation import Operation
+from rmpi.transport.operation import Awaited, Operation
 from rmpi.wire.codec import Array, Landing, misfit, open_value
 from rmpi.wire.frames import Frame
 
@@ -140,6 +140,10 @@ class Receive(Operation):
             return reason
         self.out = None
         return None
+
+    def awaited(self) -> Awaited:
+        source, tag = (None if asked == ANY else asked for asked in (self.source, self.tag))
+        return Awaited(source, self.context, tag, incoming=True)
 
     def fits(self, arrival: Arrival) -> bool:
         return self.source in (ANY, arrival.source) and self.tag in (ANY, arrival.tag)

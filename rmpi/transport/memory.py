@@ -33,6 +33,7 @@ class MemoryLink(Link):
         self._inbox: deque[tuple[Frame, bytes] | None] = deque()  # None: nothing will follow
         self._under_way = 0  # bytes of DATA in the inbox, counted by the reader's and the writer's end
         self._taken = 0
+        self._sent = self._received = 0  # frames
         self._streams: deque[Transfer] = deque()
         self._finishing = self._ended = False
         self._other: MemoryLink = self
@@ -68,6 +69,7 @@ class MemoryLink(Link):
         self._put((bare, payload))
 
     def _put(self, item: tuple[Frame, bytes] | None) -> None:
+        self._sent += 1
         self._other._inbox.append(item)
         self._other._notify(self._other)
 
@@ -93,6 +95,7 @@ class MemoryLink(Link):
     def receive(self) -> Iterator[Frame]:
         while self._inbox and not self.closed:
             item = self._inbox.popleft()
+            self._received += 1
             if item is None:
                 self.closed = True
                 return
@@ -133,6 +136,12 @@ class MemoryLink(Link):
 
     def settled(self) -> bool:
         return not self._streams
+
+    def sent(self) -> int:
+        return self._sent + len(self._streams)
+
+    def taken(self) -> int:
+        return self._received
 
     def close(self) -> None:
         self.closed = True

@@ -9,7 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Awaited(NamedTuple):
+    """What must happen for an operation to end: ``peer`` (None: anybody) sends a message, or takes one of ours.
+
+    In a collective context the tag is the number of the call; None is any tag.
+    """
+
+    peer: int | None
+    context: int
+    tag: int | None
+    incoming: bool
 
 
 class Operation:
@@ -48,6 +60,10 @@ class Operation:
     def unwatch(self, watcher: Callable[[], None]) -> None:
         if self.watchers is not None and watcher in self.watchers:
             self.watchers.remove(watcher)
+
+    def awaited(self) -> Awaited | None:
+        """What it waits for, to be told to the user; None if that cannot be said. The lock is held."""
+        return None
 
 
 class Together(Operation):

@@ -70,6 +70,7 @@ class Peer:
         "account",
         "bye",
         "ended",
+        "heard",
         "link",
         "links",
         "receiving",
@@ -83,6 +84,7 @@ class Peer:
         self.links: list[Link] = []  # those that may still bring something
         self.wanted = False
         self.waiting: list[Frame] = []  # for a link to stand
+        self.heard = 0  # what was taken from links that are no more
         self.account: Account = _Account()
         self.sending: dict[int, Transfer] = {}  # offered, or on their way
         self.receiving: dict[int, Arrival] = {}  # offered to us, not yet complete
@@ -94,6 +96,14 @@ class Peer:
         account.credit = self.account.credit
         account.owed = self.account.owed
         self.account = account
+
+    def sent(self) -> int:
+        """How much was ever sent to it; what waits here is among it."""
+        return len(self.waiting) + sum(link.sent() for link in self.all_links())
+
+    def taken(self) -> int:
+        """How much of what it ever sent has been taken, counted as it is there."""
+        return self.heard + sum(link.taken() for link in self.all_links())
 
     def all_links(self) -> list[Link]:
         """Each once, also the one that we only send on."""
@@ -246,6 +256,7 @@ class Peers:
         if link is not peer.link:
             if link.lane is not None:
                 self._crank.unwatch(link.lane)
+            peer.heard += link.taken()
             link.close()  # a second connection: we never send on it
         if not peer.links:
             self._verdict.silent(link.peer)

@@ -61,6 +61,7 @@ class StreamLink(Link):
         self._leaving: Transfer | None = None  # whose last chunk is among `_pending`
         self._finishing = False
         self._broken = False
+        self._sent = self._taken = 0  # bytes that passed the lane, or for want of one
         self._tell_lane()
 
     def _tell_lane(self) -> None:
@@ -130,12 +131,14 @@ class StreamLink(Link):
     def _write(self, buffers: list[Buffer]) -> int:
         """Bytes that the kernel took."""
         try:
-            return self._socket.sendmsg(buffers)
+            sent = self._socket.sendmsg(buffers)
         except BlockingIOError:
             return 0
         except OSError:  # reset, broken pipe: the peer cannot be reached over this link any more
             self._break()
             return 0
+        self._sent += sent
+        return sent
 
     def _forget(self, sent: int) -> None:
         while sent:
@@ -183,11 +186,13 @@ class StreamLink(Link):
             count = self.lane.read_into(view)
             return count if count or (self.lane.hung_up and self.lane.empty()) else NOTHING_NOW
         try:
-            return self._socket.recv_into(view)
+            count = self._socket.recv_into(view)
         except BlockingIOError:
             return NOTHING_NOW
         except OSError:
             return 0
+        self._taken += count
+        return count
 
     def resume_reading(self, frame: Frame, views: list[memoryview]) -> None:
         """Go on in the middle of a frame whose payload lacks ``views``."""
@@ -233,6 +238,13 @@ class StreamLink(Link):
         except OSError:
             return 0
         return int(struct.unpack("i", answer)[0])
+
+    def sent(self) -> int:
+        waiting = sum(map(len, self._pending)) + sum(transfer.length - transfer.offset for transfer in self._streams)
+        return self._sent + waiting + (self.lane.sent() if self.lane is not None else 0)
+
+    def taken(self) -> int:
+        return self._taken + (self.lane.taken() if self.lane is not None else 0)
 
     def close(self) -> None:
         if self.lane is not None:

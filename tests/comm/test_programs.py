@@ -1,4 +1,4 @@
-"""Random programs of collectives against a sequential model (`programs`), on threads, and on processes by any medium."""
+"""Random programs of collectives against a sequential model: on threads, and on processes by any medium."""
 
 from __future__ import annotations
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher import show
-from launcher.show import HOLD, WIPE, Display, Failure, failure_block, ranks_text
+from launcher.show import HOLD, WIPE, Display, Failure, failure_block
+from rmpi.places.wording import ranks_text
 
 
 def plain(**how: object) -> Display:
