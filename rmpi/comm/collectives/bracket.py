@@ -128,7 +128,9 @@ def _subtree(values: Sequence[Any], start: int, stop: int, size: int, combine: C
 
 
 def height(ranks: Sequence[int], size: int) -> int | None:
-    """If ``ranks``, in order, are a whole subtree of 2^h blocks: h. Else None."""
+    """If ``ranks``, in order, are a whole subtree of 2^h blocks: h; if half of a block: -1. Else None."""
+    if len(ranks) == 1:
+        return 1 - len(_members(block_of(ranks[0], size), size))
     block, beyond = block_of(ranks[0], size), block_of(ranks[-1], size) + 1
     count = beyond - block
     aligned = count & (count - 1) == 0 and block % count == 0
