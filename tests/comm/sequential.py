@@ -74,13 +74,23 @@ def both_ways(make, size):
         yield simulate(make, size, synchronous=synchronous).results
 
 
+def one_after_the_other(schedules):
+    """One schedule of several; they may be made when it is their turn."""
+    results = []
+    for schedule in schedules:
+        results.append((yield from schedule))  # noqa: PERF401  # a comprehension cannot yield
+    return results
+
+
 def assert_same(got, expected):
-    """Of one type, dtype, shape and bits, through lists and tuples."""
+    """Of one type, dtype, shape and bits, through lists, tuples and dicts."""
     assert type(got) is type(expected), f"{got!r} is no {type(expected).__name__}"
     if isinstance(expected, (list, tuple)):
         assert len(got) == len(expected)
         for one, other in zip(got, expected, strict=True):
             assert_same(one, other)
+    elif isinstance(expected, dict):
+        assert_same([*got.items()], [*expected.items()])
     elif isinstance(expected, np.ndarray):
         assert (got.dtype, got.shape) == (expected.dtype, expected.shape)
         assert got.tolist() == expected.tolist() if got.dtype.hasobject else got.tobytes() == expected.tobytes()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import sequential
-from sequential import assert_same, both_ways, machine_layouts
+from sequential import assert_same, both_ways, machine_layouts, one_after_the_other
 
 from rmpi.comm import choose
 from rmpi.comm.ops import SUM, Operator, as_operator
@@ -102,13 +102,6 @@ def test_to_everybody(size, machines):
     for results in both_ways(lambda rank: one_after_the_other(calls(rank)), size):
         for rank, got in enumerate(results):
             assert_same(got, [pieces, total, "".join(texts), scattered[rank], prefixes[rank], before[rank]])
-
-
-def one_after_the_other(schedules):
-    results = []
-    for schedule in schedules:
-        results.append((yield from schedule))  # noqa: PERF401  # a comprehension cannot yield
-    return results
 
 
 @everywhere

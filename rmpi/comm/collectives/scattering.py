@@ -22,7 +22,7 @@ import numpy.typing as npt
 from rmpi.comm.collectives import exchange
 from rmpi.comm.collectives.bracket import block_of, seat
 from rmpi.comm.collectives.direct import combined
-from rmpi.comm.collectives.reduction import apart, flat_result, join, join_into, neighbours, shaped_like
+from rmpi.comm.collectives.reduction import apart, flat_result, join_into, neighbours, shaped_like
 from rmpi.comm.ops import Operator
 from rmpi.comm.schedule import Recv, Schedule, Send
 from rmpi.comm.topology import Machines
@@ -56,15 +56,20 @@ def halving(rank: int, size: int, pieces: Sequence[Any], operator: Operator, out
     partials = dict(enumerate(pieces))
     if here.mate is not None:
         theirs = yield Recv(here.mate)
-        partials = {to: join(operator, rank, partials[to], here.mate, theirs[to]) for to in partials}
+        partials = {to: _combined_anew(operator, rank, partials[to], here.mate, theirs[to]) for to in partials}
     for level, peer in enumerate(here.peers):
         give = [to for to in partials if (block_of(to, size) ^ here.block) >> level & 1]
         _, theirs = yield Send(peer, [partials.pop(to) for to in give]), Recv(peer)
         for to, received in zip(list(partials), theirs, strict=True):
-            partials[to] = join(operator, rank, partials[to], peer, received)
+            partials[to] = _combined_anew(operator, rank, partials[to], peer, received)
     if here.mate is not None:
         yield Send(here.mate, partials[here.mate])
     return apart(partials[rank], pieces[rank])
+
+
+def _combined_anew(operator: Operator, rank: int, mine: Any, peer: int, theirs: Any) -> Any:
+    """In rank order, in new memory: what came in one list may be the same object twice, if it was at the sender."""
+    return operator(mine, theirs) if rank < peer else operator(theirs, mine)
 
 
 def packed_halving(
