@@ -8,8 +8,26 @@ import math
 import numpy as np
 import pytest
 
-from rmpi.comm.ops import MAX, MIN, PROD, SUM, Operator, as_operator
+from rmpi.comm.ops import (
+    BAND,
+    BOR,
+    BXOR,
+    LAND,
+    LOR,
+    LXOR,
+    MAX,
+    MAXLOC,
+    MIN,
+    MINLOC,
+    PROD,
+    SUM,
+    Operator,
+    as_operator,
+)
 from rmpi.errors import UsageError
+
+NAN = math.nan
+PAIR = np.dtype([("value", "f8"), ("location", "i4")])
 
 
 def concatenate(left, right):
@@ -22,7 +40,9 @@ class Merge:
 
 
 @pytest.mark.parametrize(
-    ("operator", "expected"), [(SUM, [5, 7]), (PROD, [4, 12]), (MIN, [1, 3]), (MAX, [4, 4])], ids=repr
+    ("operator", "expected"),
+    [(SUM, [5, 7]), (PROD, [4, 12]), (MIN, [1, 3]), (MAX, [4, 4]), (BAND, [0, 0]), (BOR, [5, 7]), (BXOR, [5, 7])],
+    ids=repr,
 )
 def test_arrays_are_combined_element_by_element(operator, expected):
     left, right = np.array([1, 3], np.int16), np.array([4, 4], np.int16)
@@ -32,7 +52,9 @@ def test_arrays_are_combined_element_by_element(operator, expected):
     assert (left.tolist(), right.tolist()) == ([1, 3], [4, 4])
 
 
-@pytest.mark.parametrize(("operator", "expected"), [(SUM, 5), (PROD, 6), (MIN, 2), (MAX, 3)], ids=repr)
+@pytest.mark.parametrize(
+    ("operator", "expected"), [(SUM, 5), (PROD, 6), (MIN, 2), (MAX, 3), (BAND, 2), (BOR, 3), (BXOR, 1)], ids=repr
+)
 def test_objects_are_combined_as_python_does(operator, expected):
     assert operator(2, 3) == operator(3, 2) == expected
     assert type(operator(2, 3)) is int
@@ -54,6 +76,105 @@ def test_of_equals_min_and_max_keep_the_left():
 def test_a_nan_on_either_side_is_the_result(operator, make):
     assert math.isnan(operator(make(math.nan), make(1.0)))
     assert math.isnan(operator(make(1.0), make(math.nan)))
+
+
+def test_bits_of_sets_and_bools():
+    assert BAND({1, 2}, {2, 3}) == {2}
+    assert BOR({1, 2}, {2, 3}) == {1, 2, 3}
+    assert BXOR(True, True) is False
+
+
+LOGICAL = {
+    LAND: [False, False, False, True],
+    LOR: [False, True, True, True],
+    LXOR: [False, True, True, False],
+}
+every_logical = pytest.mark.parametrize(("operator", "expected"), LOGICAL.items(), ids=repr)
+
+
+@every_logical
+def test_truth_of_objects(operator, expected):
+    pairs = [(0, ""), ([], "x"), (2.5, None), ({1}, -1)]
+    assert [operator(left, right) for left, right in pairs] == expected
+    assert all(type(operator(left, right)) is bool for left, right in pairs)
+
+
+@every_logical
+def test_truth_of_arrays(operator, expected):
+    left, right = np.array([0.0, 0, NAN, -1]), np.array([0.0, 2, 0, 7])
+    result = operator(left, right)
+    assert (result.tolist(), result.dtype) == (expected, bool)
+    assert operator.keeps(np.dtype(bool))
+    assert not operator.keeps(left.dtype)
+
+
+@every_logical
+@pytest.mark.parametrize("value", [5, None, "x", np.float32(0)])
+def test_what_takes_part_is_the_truth_of_a_value(operator, expected, value):  # noqa: ARG001
+    assert operator.prepare(value) is bool(value)
+
+
+@every_logical
+def test_what_takes_part_is_the_truth_of_each_element(operator, expected):  # noqa: ARG001
+    value = np.asfortranarray([[0, 3], [-1, 0]])
+    truth = operator.prepare(value)
+    assert (truth.dtype, truth.tolist()) == (bool, [[False, True], [True, False]])
+    assert truth.flags.f_contiguous
+    assert operator.prepare(truth) is truth
+
+
+@pytest.mark.parametrize("operator", [SUM, MIN, BOR, MAXLOC, as_operator(np.logical_and)], ids=repr)
+def test_for_other_operators_the_value_itself_takes_part(operator):
+    value = np.array([1, 2])
+    assert operator.prepare(value) is value
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "least", "greatest"),
+    [
+        ((1, 5), (2, 3), 0, 1),
+        ((2, 3), (1, 5), 1, 0),
+        ((2, 5), (2, 3), 1, 1),  # of equals, the lower location
+        ((2, 3), (2, 3), 0, 0),  # of equal pairs, the left one
+        ((NAN, 5), (2, 3), 0, 0),
+        ((2, 3), (NAN, 5), 1, 1),
+        ((NAN, 5), (NAN, 3), 1, 1),
+        ((math.inf, 1), (NAN, 2), 1, 1),
+    ],
+)
+def test_extremes_with_their_locations(left, right, least, greatest):
+    operands = left, right
+    assert MINLOC(left, right) is operands[least]
+    assert MAXLOC(left, right) is operands[greatest]
+    lefts, rights = np.array([left, left], PAIR), np.array([right, right], PAIR)
+    for operator, index in ((MINLOC, least), (MAXLOC, greatest)):
+        assert operator(lefts, rights).tobytes() == (lefts, rights)[index].tobytes()
+        assert operator(lefts[0], rights[0]).tobytes() == operator(lefts, rights)[0].tobytes()
+        for into in (lefts.copy(), np.empty_like(lefts)):
+            got = operator.combine(lefts, rights, into=into)
+            assert got is into
+            assert got.tobytes() == (lefts, rights)[index].tobytes()
+        again = rights.copy()
+        assert operator.combine(lefts, again, into=again) is again
+        assert again.tobytes() == (lefts, rights)[index].tobytes()
+
+
+def test_locations_of_any_type_and_shape():
+    assert MAXLOC(("b", "node2"), ("b", "node1")) == ("b", "node1")
+    dates = np.array([("2026-01-02", 1), ("NaT", 2)], [("at", "M8[D]"), ("rank", "u1")])
+    other = np.array([("2026-01-01", 3), ("2026-01-01", 4)], dates.dtype)
+    assert MINLOC(dates, other)["rank"].tolist() == [3, 2]
+    assert MAXLOC(dates[0:1].reshape(()), other[0:1].reshape(())).shape == ()
+    grid = np.zeros((2, 3), PAIR)
+    assert MAXLOC(grid, np.asfortranarray(grid)).shape == (2, 3)
+    assert MAXLOC(grid[:, ::2], grid[:, 1:]).shape == (2, 2)
+
+
+@pytest.mark.parametrize("operator", [MINLOC, MAXLOC], ids=repr)
+@pytest.mark.parametrize("value", [3, (1, 2, 3), [1, 2], np.ones(2), np.zeros(2, "i4,i4,i4"), np.zeros(2, "2i4,i4")])
+def test_what_is_no_pair_is_refused(operator, value):
+    with pytest.raises(UsageError, match=f"{operator.name} combines pairs: tuples .value, location."):
+        operator(value, value)
 
 
 def test_numpy_scalars_stay_numpy_scalars():
@@ -116,6 +237,8 @@ def test_a_generalised_ufunc_gets_whole_values():
     ("op", "name"),
     [
         (SUM, "SUM"),
+        (MAXLOC, "MAXLOC"),
+        (LXOR, "LXOR"),
         (np.add, "numpy.add"),
         (concatenate, f"{__name__}.concatenate"),
         (Merge(), f"{__name__}.Merge"),
@@ -139,6 +262,12 @@ def test_what_cannot_combine_is_refused_by_name(op):
         as_operator(op)
 
 
+@pytest.mark.parametrize(("function", "instead"), [(np.any, "LOR"), (np.all, "LAND"), (np.argmax, "MAXLOC")])
+def test_what_reduces_one_array_is_refused_with_what_to_use(function, instead):
+    with pytest.raises(UsageError, match=f"reduces one array, and does not combine two values; use rmpi.{instead}"):
+        as_operator(function)
+
+
 @pytest.mark.parametrize("ufunc", [np.negative, np.divmod])
 def test_ufuncs_of_another_arity_are_refused(ufunc):
     with pytest.raises(UsageError, match=f"numpy.{ufunc.__name__} takes {ufunc.nin} and returns {ufunc.nout}"):
@@ -153,6 +282,10 @@ def test_ufuncs_of_another_arity_are_refused(ufunc):
         (PROD, np.ones(2), True),
         (PROD, np.ones(2, complex), False),  # fused multiply-add on some processors
         (PROD, 1j, True),
+        (MAXLOC, np.ones(2, "f8,i4"), True),
+        (MINLOC, (1.0, 2), True),
+        (LXOR, np.ones(2), True),
+        (BAND, 3, True),
         (np.maximum, np.ones(2), True),
         (np.add, 3, True),
         (np.multiply, 3, False),  # another rank may bring a complex number
@@ -177,6 +310,14 @@ def test_exact_is_what_surely_gives_equal_bits(op, value, exact):
         (SUM, [("x", "f8")], False),
         (np.less, "f8", False),
         (np.true_divide, "i4", False),
+        (MAXLOC, "f8,i4", True),
+        (MAXLOC, "f8,i4,i4", False),
+        (MAXLOC, "3f8,i4", False),
+        (MAXLOC, "O,i4", False),
+        (MAXLOC, "f8", False),
+        (BXOR, "u2", True),
+        (BXOR, "f8", False),
+        (LAND, "?", True),
         (np.logaddexp, "f4", True),
         (np.frompyfunc(max, 2, 1), "f8", False),
         (concatenate, "f8", False),
