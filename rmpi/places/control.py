@@ -114,6 +114,8 @@ class Control:
                 data, fds = _receive_fds(self._socket)
             except BlockingIOError:
                 break
+            except ConnectionResetError:  # it went without having read all of ours; what it said before comes now
+                continue
             except OSError:
                 data, fds = b"", []
             if not data:

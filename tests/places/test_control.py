@@ -221,6 +221,17 @@ def test_what_the_peer_said_before_it_was_gone_is_heard_even_if_sending_fails(pa
     assert heard(one) == [Left()]
 
 
+def test_what_the_peer_said_before_it_was_gone_is_heard_even_if_it_has_not_read_ours(pair):
+    """Linux reports that (ECONNRESET) before it hands out what is in the queue."""
+    one, two = pair
+    one.send(Connect(1))
+    two.send(Joined())
+    two.send(Left())
+    two.close()
+    assert heard(one) == [Joined(), Left()]
+    assert one.closed
+
+
 def test_what_waits_is_dropped_with_its_descriptors_when_the_peer_is_gone(pair, pipe):
     one, two = pair
     fill(one)
