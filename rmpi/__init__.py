@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rmpi.comm.bootstrap import init as init
+    from rmpi.comm.cart import Cart as Cart
     from rmpi.comm.communicator import Comm as Comm
     from rmpi.comm.job import Job as Job
     from rmpi.comm.job import launch as launch
@@ -59,6 +60,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "rmpi.comm.bootstrap": ("init",),
+    "rmpi.comm.cart": ("Cart",),
     "rmpi.comm.communicator": ("Comm",),
     "rmpi.comm.job": ("Job", "launch"),
     "rmpi.comm.ops": (

@@ -44,6 +44,7 @@ PURE = (
     "rmpi/comm/choose.py",
     "rmpi/comm/ops.py",
     "rmpi/comm/partition.py",
+    "rmpi/comm/grid.py",
     "rmpi/comm/placement.py",
     "rmpi/comm/topology.py",
     "rmpi/comm/collectives/*.py",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rmpi.comm import calls
 from rmpi.comm.arguments import checked_code, checked_rank
@@ -22,6 +22,9 @@ from rmpi.comm.family import Family, derived
 from rmpi.comm.partition import partition
 from rmpi.errors import ChannelClosed, RankError, UsageError
 from rmpi.transport.callsite import call_site
+
+if TYPE_CHECKING:
+    from rmpi.comm.cart import Cart
 
 
 class Comm(Collectives):
@@ -95,6 +98,26 @@ class Comm(Collectives):
         self._run(calls.barrier(self._group, "dup"), timeout)
         return self._make(range(self.size), "dup", self._count())
 
+    def cart(
+        self, dims: int | Sequence[int], periods: bool | Sequence[bool] = False, *, timeout: float | None = None
+    ) -> Cart | None:
+        """The ranks as a grid, in row-major order. A collective call, with the same arguments on all ranks.
+
+        Args:
+            dims: How many dimensions it has, which are then as equal as ``size`` allows; or how many ranks there are
+                along each, where 0 means: choose so that all ranks are used.
+            periods: Which axes are rings: all or none of them, or one bool for each.
+
+        Returns:
+            The grid; None on ranks beyond the product of ``dims``, which are in no grid.
+
+        Raises:
+            UsageError: There is no such grid on so many ranks. The text says which there is.
+        """
+        from rmpi.comm import cart  # a grid is a communicator, and this module knows nothing of it
+
+        return cart.make(self, dims, periods, timeout)
+
     def __getitem__(self, ranks: slice | Iterable[int]) -> Comm:
         """A communicator of some ranks, in the order given: ``comm[:4]``, ``comm[[3, 1]]``, ``comm[range(0, 8, 2)]``.
 
@@ -129,9 +152,13 @@ class Comm(Collectives):
         return self._made
 
     def _make(self, ranks: Sequence[int], kind: str, *numbers: int) -> Comm:
+        return Comm(*self._parts(ranks, kind, *numbers))
+
+    def _parts(self, ranks: Sequence[int], kind: str, *numbers: int) -> tuple[Family, list[int], int, list[str]]:
+        """What a communicator of these ranks is made of."""
         context = derived(self._context, kind, *numbers)
         members = [self._members[rank] for rank in ranks]
-        return Comm(self._family, members, context, [self.hosts[rank] for rank in ranks])
+        return self._family, members, context, [self.hosts[rank] for rank in ranks]
 
     def free(self) -> None:
         """End this communicator here: later calls, and those that wait, raise `ChannelClosed`. Others are not told.
