@@ -11,7 +11,7 @@ done.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from functools import partial
 from typing import Any, Literal, TypeVar, overload
 
@@ -51,11 +51,11 @@ class Collectives(PointToPoint):
         return result if call.shape is None else call.shape(result)
 
     def _start(self, call: Collective) -> Request[Any]:
-        ongoing = self._driver.start(call.signature, call.schedule)
+        ongoing = self._driver.start(call.signature, call.schedule, call.shape)
         what = call.signature.what
         if not ongoing.done:
             self._family.note_begun(ongoing, f"nonblocking {what}, at {call_site()[1]}")
-        return Request(self._endpoint, ongoing, what, partial(_shaped, ongoing, call.shape))
+        return Request(self._endpoint, ongoing, what, partial(_value_of, ongoing))
 
     # ------------------------------------------------------------------------------------ barrier
 
@@ -387,5 +387,5 @@ class Collectives(PointToPoint):
         return self._start(calls.alltoall(self._group, values, counts, out))
 
 
-def _shaped(ongoing: Ongoing, shape: Callable[[Any], Any] | None) -> Any:
-    return ongoing.value if shape is None else shape(ongoing.value)
+def _value_of(ongoing: Ongoing) -> Any:
+    return ongoing.value

@@ -71,20 +71,15 @@ class Comm(Collectives):
             The communicator of this rank's colour; None if that is None.
 
         Raises:
-            UsageError: On all ranks: the keys of one colour cannot be compared.
+            UsageError: On all ranks: colours, or the keys of one of them, cannot be compared. No communicator was made.
         """
         group = self._group
         call = calls.allgather(group, (color, key), concatenate=False, out=None)
         pairs = self._run(call._replace(signature=_SPLIT), timeout)
         number = self._count()
-        if color is None:
-            return None
-        mine = [rank for rank, (other, _) in enumerate(pairs) if other == color]
-        try:
-            ranks = sorted(mine, key=lambda rank: pairs[rank][1])
-        except TypeError as error:
-            raise UsageError(f"split: the keys of colour {color!r} cannot be ordered: {error}") from None
-        return self._make(ranks, "split", number, mine[0])
+        groups = _groups(pairs)
+        mine = next((ranks for ranks in groups if self.rank in ranks), None)
+        return None if mine is None else self._make(mine, "split", number, min(mine))
 
     def split_by_host(self, *, timeout: float | None = None) -> Comm:
         """One new communicator for each host, of the ranks that share its memory, in their order. A collective call."""
@@ -235,6 +230,28 @@ class Comm(Collectives):
 
     def __repr__(self) -> str:
         return f"<Comm rank {self.rank} of {self.size}>"
+
+
+def _groups(pairs: Sequence[tuple[Any, Any]]) -> list[list[int]]:
+    """The ranks of each colour, ordered by key, of all pairs of colour and key: the same, or an error, everywhere."""
+    colors: list[Any] = []
+    groups: list[list[int]] = []
+    try:
+        for rank, (color, _) in enumerate(pairs):
+            if color is None:
+                continue
+            if color not in colors:
+                colors.append(color)
+                groups.append([])
+            groups[colors.index(color)].append(rank)
+    except Exception as error:
+        raise UsageError(f"split: the colours cannot be compared: {error}") from None
+    for color, ranks in zip(colors, groups, strict=True):
+        try:
+            ranks.sort(key=lambda rank: pairs[rank][1])
+        except Exception as error:
+            raise UsageError(f"split: the keys of colour {color!r:.80} cannot be ordered: {error}") from None
+    return groups
 
 
 _SPLIT = signature("split")

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from hashlib import blake2b
@@ -32,9 +32,9 @@ from rmpi.comm.schedule import Recv, Schedule, Send, Step, raw_bytes
 from rmpi.deadline import Deadline
 from rmpi.errors import ChannelClosed, DeadlineExceeded, RmpiError, UsageError
 from rmpi.transport.base import Transfer
-from rmpi.transport.endpoint import PATIENCE, Endpoint, Patience
+from rmpi.transport.endpoint import PATIENCE, Endpoint
 from rmpi.transport.matching import Arrival, Receive
-from rmpi.transport.operation import Operation
+from rmpi.transport.operation import Operation, Patience
 from rmpi.transport.shortcut import NOTHING, NoShortcut, Shortcut
 from rmpi.wire.frames import EAGER_LIMIT
 
@@ -172,8 +172,10 @@ class Driver:
                 raise DeadlineExceeded(f"{signature.what}: timeout of {timeout} s passed; {_UNUSABLE}") from None
             raise
 
-    def start(self, signature: Signature, schedule: Schedule[Any]) -> Ongoing:
-        """Begin one collective; it goes on whenever somebody makes progress."""
+    def start(
+        self, signature: Signature, schedule: Schedule[Any], shape: Callable[[Any], Any] | None = None
+    ) -> Ongoing:
+        """Begin one collective, which goes on with any progress; ``shape`` makes its value of the result."""
         try:
             sequence = self._number(signature)
         except BaseException as error:
@@ -182,9 +184,10 @@ class Driver:
         ongoing = Ongoing(
             self._endpoint,
             schedule,
+            shape,
             partial(self._post, sequence, signature.fingerprint),
             partial(self._spoil, signature.what),
-            partial(self._report, sequence),
+            (Deadline.after(PATIENCE), partial(self._report, sequence)),
         )
         ongoing.start()
         return ongoing

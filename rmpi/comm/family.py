@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from hashlib import blake2b
 from typing import TYPE_CHECKING
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from rmpi.comm.driver import Driver, Keeper
 from rmpi.transport.endpoint import Endpoint
@@ -45,8 +45,7 @@ class Family:
         self.keeper = keeper
         self.first: Collectives | None = None
         self._drivers: WeakValueDictionary[int, Driver] = WeakValueDictionary()
-        self._begun: list[tuple[Operation, str]] = []
-        self._crowd = 64
+        self._begun: WeakKeyDictionary[Operation, str] = WeakKeyDictionary()  # what is under way is kept by others
 
     def add(self, driver: Driver) -> None:
         self._drivers[driver.context] = driver
@@ -73,15 +72,10 @@ class Family:
 
     def note_begun(self, operation: Operation, what: str) -> None:
         """Something was begun whose end somebody should wait for."""
-        if operation.done:
-            return
-        if len(self._begun) >= self._crowd:
-            self._begun = [entry for entry in self._begun if not entry[0].done]
-            self._crowd = 64 + 2 * len(self._begun)
-        self._begun.append((operation, what))
+        self._begun[operation] = what
 
     def unfinished(self) -> list[str]:
         """What was begun, others wait for, and is not complete: a line for each."""
         self.endpoint.progress()
-        pending = [(operation, what) for operation, what in self._begun if not operation.done]
-        return [f"{what}: the program ends before it has; wait for its request" for _, what in pending]
+        pending = [what for operation, what in self._begun.items() if not operation.done]
+        return [f"{what}: the program ends before it has; wait for its request" for what in pending]

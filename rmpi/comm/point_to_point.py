@@ -10,16 +10,16 @@ Two contexts per communicator, so that messages and collectives never match each
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from threading import current_thread, get_ident, main_thread
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from rmpi.comm.arguments import check_out, checked_rank, checked_tag, is_wildcard
 from rmpi.comm.family import Family
-from rmpi.comm.request import Request
+from rmpi.comm.request import DONE, Request
 from rmpi.comm.status import ANY_SOURCE, ANY_TAG, Status
 from rmpi.deadline import Deadline
 from rmpi.errors import DeadlineExceeded, UsageError
@@ -31,6 +31,9 @@ from rmpi.transport.operation import Operation
 from rmpi.transport.shortcut import NOTHING, NoShortcut, Shortcut
 from rmpi.wire.codec import Array, encode_parts, encode_value
 from rmpi.wire.frames import EAGER_LIMIT
+
+T = TypeVar("T")
+Begun = TypeVar("Begun", bound=Operation)
 
 LONG_ENOUGH = 0.01
 """Seconds; a time-out from which on a millisecond more does not matter."""
@@ -303,13 +306,16 @@ class PointToPoint:
         """
         destination = self._member(dest, "dest")
         tag = checked_tag(tag)
-        if self._short.post(value, dest, tag, 0):
-            return Request(self._endpoint, _DONE, f"isend to rank {dest}, tag {tag}", _none)
-        transfer = self._endpoint.start_send(destination, self._context, tag, value)
         what = f"isend to rank {dest}, tag {tag}"
+        if self._short.post(value, dest, tag, 0):
+            return Request(self._endpoint, DONE, what, _none)
+        return self._begun(partial(self._start_send, value, destination, tag, what), what, _none)
+
+    def _start_send(self, value: object, destination: int, tag: int, what: str) -> Transfer:
+        transfer = self._endpoint.start_send(destination, self._context, tag, value)
         if not transfer.done:
             self._family.note_begun(transfer, f"{what}, {transfer.length} bytes, at {call_site()[1]}")
-        return Request(self._endpoint, transfer, what, _none)
+        return transfer
 
     def irecv(
         self,
@@ -330,9 +336,23 @@ class PointToPoint:
         wanted = ANY if is_wildcard(tag, ANY_TAG) else checked_tag(tag)
         if out is not None:
             check_out(out)
-        receive = self._endpoint.start_receive(self._context, asked, wanted, out=out, members=self._everybody)
+        begin = partial(self._endpoint.start_receive, self._context, asked, wanted, out=out, members=self._everybody)
         what = f"irecv from {_whom(source)}, {_which(wanted)}"
-        return Request(self._endpoint, receive, what, partial(self._take, receive, status))
+        return self._begun(begin, what, partial(self._take, status=status))
+
+    def _begun(self, begin: Callable[[], Begun], what: str, finish: Callable[[Begun], T]) -> Request[T]:
+        """A request for what ``begin`` begins. If a signal handler raises before the caller has it, it is undone."""
+        shielded = SHIELD.enter()
+        try:
+            operation = begin()
+            request = Request(self._endpoint, operation, what, partial(finish, operation))
+        except BaseException:
+            if shielded:
+                SHIELD.leave()
+            raise
+        if shielded:
+            SHIELD.leave(self._endpoint.abandon, (operation,))
+        return request
 
     def probe(self, source: int = ANY_SOURCE, tag: int = ANY_TAG, *, timeout: float | None = None) -> Status:
         """Wait for the next message that fits, and leave it where it is.
@@ -387,11 +407,7 @@ class PointToPoint:
         return self._members[checked_rank(rank, self.size, argument)]
 
 
-_DONE = Operation()
-_DONE.finish()
-
-
-def _none() -> None:
+def _none(_transfer: Transfer | None = None) -> None:
     """The result of a send."""
 
 

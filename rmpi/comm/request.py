@@ -13,6 +13,7 @@ In asyncio a request is awaited. The loop then watches the one epoll in which al
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from threading import RLock
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -47,7 +48,7 @@ class Request(Generic[T]):
         self._finish = finish
         self._result: T = _UNSET
         self._failure: BaseException | None = None
-        self._lock = RLock()
+        self._lock = RLock()  # not needed in progress: it is held while user code unpickles
 
     @property
     def done(self) -> bool:
@@ -56,9 +57,12 @@ class Request(Generic[T]):
 
     def test(self) -> bool:
         """Make progress, without waiting; whether it has ended, well or badly."""
-        if not self._operation.done:
+        operation = self._operation
+        if not operation.done:
             self._endpoint.progress()
-        return self._operation.done
+            if operation.patience is not None and operation.patience[0].passed():
+                operation.lose_patience()
+        return operation.done
 
     def wait(self, timeout: float | None = None) -> T:
         """Wait until it has ended.
@@ -88,25 +92,27 @@ class Request(Generic[T]):
 
     def _outcome(self) -> T:
         if self._operation.error is not None:
-            raise fresh(self._operation.error)
+            raise _again(self._operation.error)
         shielded = SHIELD.enter()  # a value that was made is kept, whatever a signal handler raises
         try:
             with self._lock:
+                if self._result is _UNSET and self._failure is None:
+                    self._settle()
                 if self._failure is not None:
-                    raise fresh(self._failure)
-                if self._result is _UNSET:
-                    self._result = self._make()
+                    raise _again(self._failure)
                 return self._result
         finally:
             if shielded:
                 SHIELD.leave()
 
-    def _make(self) -> T:
+    def _settle(self) -> None:
+        """Make the result, and forget what it was made of."""
         try:
-            return self._finish()
+            self._result = self._finish()
         except Exception as error:
             self._failure = error
-            raise
+        del self._finish
+        self._operation = DONE
 
     def __await__(self) -> Generator[Any, None, T]:
         if not self.test():
@@ -114,8 +120,21 @@ class Request(Generic[T]):
         return self._outcome()
 
     def __repr__(self) -> str:
-        state = "pending" if not self.done else "failed" if self._operation.error is not None else "done"
-        return f"<Request {self._what}: {state}>"
+        failed = self._failure is not None or self._operation.error is not None
+        return f"<Request {self._what}: {'failed' if failed else 'done' if self.done else 'pending'}>"
+
+
+DONE = Operation()
+"""What a request waits for that was done before it was made."""
+
+DONE.finish()
+
+
+def _again(error: BaseException) -> BaseException:
+    """An error to raise once more, with the traceback of where it came from."""
+    twin = fresh(error)
+    twin.__cause__ = error.__cause__
+    return twin.with_traceback(error.__traceback__)
 
 
 async def _ended(endpoint: Endpoint, operation: Operation) -> None:
@@ -125,16 +144,37 @@ async def _ended(endpoint: Endpoint, operation: Operation) -> None:
     loop = get_running_loop()
     future = loop.create_future()
     watcher = partial(_wake, loop, future)
-    endpoint.attend(loop, operation, watcher)
+    neglect = partial(endpoint.neglect, loop, operation, watcher)
+    alarm: asyncio.TimerHandle | None = None
+    if operation.patience is not None:
+        alarm = loop.call_later(operation.patience[0].left(), operation.lose_patience)
     try:
+        endpoint.attend(loop, operation, watcher)
         await future
+    except GeneratorExit:  # nobody will go on here; we may be the garbage collector's, in any thread
+        _in_loop(loop, neglect)
+        raise
+    except BaseException:
+        neglect()
+        raise
+    else:
+        neglect()
     finally:
-        endpoint.neglect(loop, operation, watcher)
+        if alarm is not None:
+            alarm.cancel()
+
+
+def _in_loop(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
+    """Call it in the loop's thread; at once if the loop is closed, because nothing else of it runs any more."""
+    try:
+        loop.call_soon_threadsafe(function)
+    except RuntimeError:
+        function()
 
 
 def _wake(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
-    """From any thread; a loop that was closed meanwhile has nobody left who waits."""
-    if not loop.is_closed():
+    """From any thread; in a loop that was closed meanwhile nobody waits any more."""
+    with suppress(RuntimeError):
         loop.call_soon_threadsafe(_resolve, future)
 
 
@@ -188,10 +228,17 @@ def wait_any(requests: Iterable[Request[Any]], timeout: float | None = None) -> 
     waiting = list(requests)
     if not waiting:
         raise UsageError("wait_any needs at least one request")
-    endpoint = _endpoint_of(waiting)
-    if not endpoint.watch([request._operation for request in waiting], Deadline.after(timeout), first=True):
+    endpoint, deadline = _endpoint_of(waiting), Deadline.after(timeout)
+    ended = _first_ended(waiting)
+    if ended is None and endpoint.watch([request._operation for request in waiting], deadline, first=True):
+        ended = _first_ended(waiting)
+    if ended is None:
         raise _timed_out(waiting, timeout)
-    return next(position for position, request in enumerate(waiting) if request.done)
+    return ended
+
+
+def _first_ended(requests: Sequence[Request[Any]]) -> int | None:
+    return next((position for position, request in enumerate(requests) if request.done), None)
 
 
 def as_completed(requests: Iterable[Request[T]], timeout: float | None = None) -> Iterator[Request[T]]:
@@ -203,12 +250,18 @@ def as_completed(requests: Iterable[Request[T]], timeout: float | None = None) -
     Raises:
         DeadlineExceeded: Time ran out; the others go on.
     """
-    waiting = list(requests)
-    deadline = Deadline.after(timeout)
-    while waiting:
-        endpoint = _endpoint_of(waiting)
-        if not endpoint.watch([request._operation for request in waiting], deadline, first=True):
-            raise _timed_out(waiting, timeout)
-        looked = [(request, request.done) for request in waiting]  # once: it may end at any moment
-        waiting = [request for request, done in looked if not done]
-        yield from (request for request, done in looked if done)
+    waiting, deadline = list(requests), Deadline.after(timeout)
+    return _one_by_one(waiting, _endpoint_of(waiting), deadline, timeout) if waiting else iter(())
+
+
+def _one_by_one(
+    requests: list[Request[T]], endpoint: Endpoint, deadline: Deadline, timeout: float | None
+) -> Iterator[Request[T]]:
+    series = endpoint.series([request._operation for request in requests])
+    try:
+        for _ in requests:
+            if not series.ended and not endpoint.watch_next(series, deadline):
+                raise _timed_out(requests, timeout)
+            yield requests[series.ended.popleft()]
+    finally:
+        series.let_go()

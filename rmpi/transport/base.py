@@ -93,6 +93,8 @@ class Transfer(Operation):
     def finish(self, error: BaseException | None = None) -> None:
         if self.table is not None:
             self.table.pop(self.message, None)
+        if error is None:
+            self.segments = ()  # whoever keeps the request of a send need not keep what was sent
         super().finish(error)
 
     def awaited(self) -> Awaited:

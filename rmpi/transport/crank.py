@@ -85,7 +85,9 @@ class Crank:
         self._followers: list[threading.Lock] = []
         self._posted: deque[Callable[[], None]] = deque()
         self._leader = 0
-        self._attending = 0
+        self._attending: set[object] = set()
+        self._busy: set[int] = set()  # threads that run what must not wait
+        self._why_closed = "this endpoint is closed"
         self._asleep = False
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll = select.epoll()
@@ -153,22 +155,44 @@ class Crank:
             self.turn()
         while self.attention:
             self._after()
-        self._arm_for_loops()
+        self.arm()
 
-    def attend(self) -> int:
-        """An event loop will call `progress` whenever the descriptor that is returned is readable, until `neglect`."""
-        self._attending += 1
-        self._arm_for_loops()
-        return self._epoll.fileno()
+    def attend(self, loop: object) -> int:
+        """An event loop will call `progress` whenever the descriptor that is returned is readable, until `neglect`.
 
-    def neglect(self) -> None:
-        self._attending -= 1
-
-    def _arm_for_loops(self) -> None:
-        """Where event loops attend and nobody leads: whatever happens from now on makes the epoll readable."""
+        The descriptor is the loop's own, to close after `neglect`: `close` does not take it away from under it.
+        """
         with self.lock:
-            if self._attending and not (self.leads or self.closed) and not self._may_sleep():
-                os.eventfd_write(self._bell, 1)
+            self._check_open(None)
+            fd = os.dup(self._epoll.fileno())
+            self._attending.add(loop)
+        self.arm()
+        return fd
+
+    def neglect(self, loop: object) -> None:
+        self._attending.discard(loop)
+
+    def arm(self) -> None:
+        """Where event loops attend and nobody leads: whatever happens from now on makes the epoll readable.
+
+        For whoever has moved something, or begun what waits for something to move. The lock is not held.
+        """
+        if self._attending:
+            with self.lock:
+                if not (self.leads or self.closed) and not self._may_sleep():
+                    os.eventfd_write(self._bell, 1)
+
+    def call_back(self, function: Callable[[], None]) -> None:
+        """Call what must not wait for messages: in this thread, `wait` refuses to meanwhile."""
+        thread = threading.get_ident()
+        if thread in self._busy:  # a call back made progress, and so this is one within it
+            function()
+            return
+        self._busy.add(thread)
+        try:
+            function()
+        finally:
+            self._busy.discard(thread)
 
     def remind(self) -> None:
         """`attention` was set by whoever may not be in a turn: somebody shall have one. From any thread."""
@@ -183,6 +207,8 @@ class Crank:
                     self._appoint()  # perhaps it was this thread that was woken to lead
                     self._check_open(operation)
                     return True
+                if self._busy or self._leader:
+                    self._check_may_wait()
                 follower = self._follow(operation) if self.leads else None
                 if follower is None:
                     self._lead_on()
@@ -245,11 +271,14 @@ class Crank:
         self.leads = True
         self._leader = threading.get_ident()
 
-    def _follow(self, operation: Operation) -> threading.Lock:
-        if self._leader == threading.get_ident():
+    def _check_may_wait(self) -> None:
+        thread = threading.get_ident()
+        if thread == self._leader or thread in self._busy:
             raise UsageError(
                 "an operator, callback or signal handler must not wait for messages: it runs within a call that does"
             )
+
+    def _follow(self, operation: Operation) -> threading.Lock:
         follower = threading.Lock()
         follower.acquire()
         self._followers.append(follower)
@@ -270,8 +299,7 @@ class Crank:
             if self.closed:
                 self._free()
             self._appoint()
-        if self._attending:
-            self._arm_for_loops()
+        self.arm()
 
     def _appoint(self) -> None:
         """If nobody leads, wake the first follower, which then leads or appoints the next. The lock is held."""
@@ -313,6 +341,7 @@ class Crank:
         """`close` in a forked child, with a lock of its own; whoever leads does not exist here."""
         self.lock = threading.Lock()
         self.leads = self._asleep = False
+        self._why_closed = "this process was forked from a rank; only the rank itself may communicate"
         self.close()
 
     def close(self) -> None:
@@ -328,12 +357,17 @@ class Crank:
             self._appoint()
 
     def _free(self) -> None:
+        self._asleep = False  # nobody shall ring any more
         self._epoll.close()
         os.close(self._bell)
 
     def _check_open(self, operation: Operation | None) -> None:
         if self.closed and not (operation is not None and operation.done):
-            raise ChannelClosed("this endpoint is closed")
+            raise self.closed_error()
+
+    def closed_error(self) -> ChannelClosed:
+        """Why nothing can be communicated any more."""
+        return ChannelClosed(self._why_closed)
 
 
 def _release(follower: threading.Lock) -> None:

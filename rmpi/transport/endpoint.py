@@ -37,7 +37,7 @@ from rmpi.transport.incoming import Incoming
 from rmpi.transport.interrupts import SHIELD
 from rmpi.transport.matching import Arrival, Probe, Receive
 from rmpi.transport.memory import MemoryLink
-from rmpi.transport.operation import Operation, Together
+from rmpi.transport.operation import Operation, Patience, Series, Together
 from rmpi.transport.outgoing import Outgoing
 from rmpi.transport.peers import Connect, Peers, fresh
 from rmpi.transport.shortcut import Shortcut, Shortcuts
@@ -52,10 +52,7 @@ SETTLE_STEP = 0.01
 """Seconds between two looks at whether TCP has acknowledged everything; only while leaving."""
 
 PATIENCE = 0.25
-"""Seconds after which a wait tells those operations that want to know: their peers may have to hear of it."""
-
-Patience = tuple[Deadline, Callable[[], None]]
-"""When a wait has taken so long that somebody should hear of it, and whom to call then."""
+"""Seconds after which the peers of a collective may have to hear that it takes long."""
 
 Mismatched = Callable[[Arrival, int], None]
 """Called, without the lock, when a frame of a collective disagrees with what was called here."""
@@ -116,6 +113,7 @@ class Endpoint:
             with self.crank.lock:
                 yield
         finally:
+            self.crank.arm()
             if shielded:
                 SHIELD.leave()
 
@@ -200,16 +198,28 @@ class Endpoint:
             operation.finish(error)
 
     def attend(self, loop: AbstractEventLoop, operation: Operation, ended: Callable[[], None]) -> None:
-        """Have ``loop``, which is running, make progress until ``ended`` was called and `neglect` is."""
+        """Have ``loop``, which is running, make progress until ``ended`` was called and `neglect` is.
+
+        Raises:
+            ChannelClosed: Nobody makes progress any more.
+        """
+        self._loops.attend(loop, ended)
         with self._exclusively():
             operation.watch(ended)
-        self._loops.attend(loop)
 
     def neglect(self, loop: AbstractEventLoop, operation: Operation, ended: Callable[[], None]) -> None:
-        """End what `attend` began."""
-        with self._exclusively():
-            operation.unwatch(ended)
-        self._loops.neglect(loop)
+        """End what `attend` began, in the loop's thread; in any, once the loop is closed. Takes no lock."""
+        operation.unwatch(ended)
+        self._loops.neglect(loop, ended)
+
+    def call_back(self, function: Callable[[], None]) -> None:
+        """Call what must not wait for messages, with handlers deferred."""
+        shielded = SHIELD.enter()
+        try:
+            self.crank.call_back(function)
+        finally:
+            if shielded:
+                SHIELD.leave()
 
     def _run_deferred(self) -> None:
         """Do what must not hold the lock."""
@@ -219,6 +229,9 @@ class Endpoint:
         if self.mismatched is not None:
             for arrival, called in conflicts:
                 self.mismatched(arrival, called)
+        self.crank.call_back(self._continue)
+
+    def _continue(self) -> None:
         while self._continuations:
             try:
                 continuation = self._continuations.popleft()
@@ -228,7 +241,7 @@ class Endpoint:
 
     def _check_open(self, context: int) -> None:
         if self.crank.closed:
-            raise ChannelClosed("this endpoint is closed")
+            raise self.crank.closed_error()
         if context in self._ends.broken:
             raise fresh(self._ends.broken[context])
         if context not in self._incoming.matching.contexts:
@@ -323,6 +336,7 @@ class Endpoint:
         with self.crank.lock:
             self._check_open(context)
             self._outgoing.begin(transfer)
+        self.crank.arm()
         return transfer
 
     def start_receive(
@@ -342,6 +356,7 @@ class Endpoint:
             with self.crank.lock:
                 self._check_open(receive.context)
                 self._incoming.post(receive)
+            self.crank.arm()
         except BaseException:
             if shielded:
                 SHIELD.leave()
@@ -392,18 +407,40 @@ class Endpoint:
             try:
                 if not together.done:
                     self._fly([operation for operation in operations if not operation.done])
-                limit = Deadline.after(PATIENCE)
-                if not self.crank.wait(together, limit if limit.at < deadline.at else deadline):
-                    for operation in operations:
-                        if not operation.done and operation.impatient is not None:
-                            operation.impatient()
-                return self._sleep(together, operations, deadline)
+                return self._watch(together, operations, deadline)
             finally:
-                with self.crank.lock:
-                    together.let_go()
+                together.let_go()
         finally:
             if shielded:
                 SHIELD.leave()
+
+    def series(self, operations: Iterable[Operation]) -> Series:
+        """To hear of each of them as it ends; the last step is `Series.let_go`."""
+        with self._exclusively():
+            return Series(operations)
+
+    def watch_next(self, series: Series, deadline: Deadline) -> bool:
+        """Make progress until one more has ended. False: time ran out."""
+        shielded = SHIELD.enter()
+        try:
+            with self.crank.lock:
+                series.expect()
+            return bool(series.ended) or self._watch(series.next, series.operations, deadline)
+        finally:
+            if shielded:
+                SHIELD.leave()
+
+    def _watch(self, operation: Operation, parts: Sequence[Operation], deadline: Deadline) -> bool:
+        """Wait for what stands for ``parts``; when the first of them has lost its patience, all have."""
+        limits = [part.patience[0].at for part in parts if part.patience is not None and not part.done]
+        if limits:
+
+            def lost() -> None:
+                for part in parts:
+                    part.lose_patience()
+
+            self._be_patient(operation, deadline, (Deadline(min(limits)), lost))
+        return self._sleep(operation, parts, deadline)
 
     def _wait(self, operations: Sequence[Operation], deadline: Deadline, patience: Patience | None) -> Operation | None:
         """Wait for all, or for the first that fails; one that is not done, if time ran out."""
@@ -458,6 +495,8 @@ class Endpoint:
                     self._incoming.abandon(operation)
                 elif isinstance(operation, Transfer) and not operation.done:
                     self._outgoing.abandon(operation)
+                    if not operation.granted:
+                        operation.finish(DeadlineExceeded("this send was withdrawn"))
 
     def start_probe(self, context: int, source: int, tag: int, members: frozenset[int] = frozenset()) -> Probe:
         """Begin to look for a message that a receive would get; when done, `Probe.arrival` is it, and stays in line."""
@@ -549,11 +588,12 @@ class Endpoint:
         with self._exclusively():
             if self.crank.closed:
                 return
-            error = ChannelClosed("this endpoint is closed")
+            error = self.crank.closed_error()
             self._incoming.fail_all(error)
             self._outgoing.fail_all(error)
             self._peers.close()
             self.crank.close()
+        self.call_back(self._continue)
 
     def disown(self) -> None:
         """In a forked child: close its copies of the descriptors. The parent's links go on.

@@ -59,7 +59,7 @@ class Ends:
 
     def break_contexts(self, contexts: Iterable[int], error: RmpiError) -> None:
         """End what waits in these contexts; they cannot be used any more."""
-        broken = frozenset(contexts)
+        broken = frozenset(context for context in contexts if not self._incoming.matching.is_closed(context))
         for context in broken:
             self.broken.setdefault(context, error)
         self._incoming.fail_in(broken, error)
@@ -71,7 +71,7 @@ class Ends:
         self._incoming.fail_in(frozenset({context}), error)
         self._outgoing.fail_in(frozenset({context}), error)
         self._incoming.close_context(context)
-        self.broken.pop(context, None)
+        self.broken.pop(context, None)  # what is broken and gone keeps nobody from leaving properly
 
     # ------------------------------------------------------------------------------------ peers
 

@@ -161,8 +161,7 @@ class Incoming:
         assert receive is not None
         if not arrival.message:
             self._give_credit(arrival)
-        receive.arrival = arrival
-        receive.finish()
+        receive.deliver(arrival)
 
     def _give_credit(self, arrival: Arrival) -> None:
         """An eager message is consumed: its credit goes back, in large steps."""

@@ -125,11 +125,17 @@ class Receive(Operation):
         """The value of the message, in ``out`` if that was given. Call it once, when done without error."""
         assert self.arrival is not None
         assert self.arrival.landing is not None
-        value = self.arrival.landing.value()
-        if self.out is None or value is self.out:
-            return value
-        np.copyto(self.out, value, casting="no")
-        return self.out
+        return self.arrival.landing.value() if self.out is None else self.out
+
+    def deliver(self, arrival: Arrival) -> None:
+        """Be done, with this message, which is whole. Its value is in ``out`` then, if that was given."""
+        self.arrival = arrival
+        if self.out is not None:
+            assert arrival.landing is not None
+            value = arrival.landing.value()
+            if value is not self.out:
+                np.copyto(self.out, value, casting="no")
+        self.finish()
 
     def refuses(self, arrival: Arrival) -> str | None:
         """Why the message cannot land in ``out`` as asked; None if it can, or need not."""
@@ -245,13 +251,18 @@ class Matching:
 
     def cancel(self, receive: Receive) -> bool:
         """Forget a receive or probe; False: it is not waiting any more."""
+        context = self.contexts.get(receive.context)
+        if context is None:
+            return False
         if isinstance(receive, Probe):
-            probes = self.contexts[receive.context].probes
-            waits = receive in probes
+            waits = receive in context.probes
             if waits:
-                probes.remove(receive)
+                context.probes.remove(receive)
             return waits
-        return _take(self.contexts[receive.context].receives, (receive.source, receive.tag), receive)
+        return _take(context.receives, (receive.source, receive.tag), receive)
+
+    def is_closed(self, context: int) -> bool:
+        return context in self._closed
 
     def withdraw(self, arrival: Arrival) -> bool:
         """Forget a message that nobody has received; False: somebody has."""

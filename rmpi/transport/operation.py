@@ -7,9 +7,13 @@ it.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
+
+from rmpi.deadline import Deadline
 
 
 class Awaited(NamedTuple):
@@ -24,12 +28,16 @@ class Awaited(NamedTuple):
     incoming: bool
 
 
+Patience = tuple[Deadline, Callable[[], None]]
+"""When a wait has taken so long that somebody should hear of it, and whom to call then."""
+
+
 class Operation:
     """Something a caller waits for. Ends once: `done` is True, and `error` says how it failed, if it did."""
 
-    __slots__ = ("done", "error", "wake", "watchers")
+    __slots__ = ("__weakref__", "done", "error", "wake", "watchers")
 
-    impatient: Callable[[], None] | None = None  # called when somebody has waited for it for a while
+    patience: Patience | None = None  # some kinds have one, until it was lost
 
     def __init__(self) -> None:
         self.done = False
@@ -45,7 +53,7 @@ class Operation:
         if self.wake is not None:
             self.wake()
         if self.watchers:
-            for watcher in list(self.watchers):
+            for watcher in tuple(self.watchers):
                 watcher()
 
     def watch(self, watcher: Callable[[], None]) -> None:
@@ -58,8 +66,13 @@ class Operation:
             self.watchers.append(watcher)
 
     def unwatch(self, watcher: Callable[[], None]) -> None:
-        if self.watchers is not None and watcher in self.watchers:
-            self.watchers.remove(watcher)
+        """Call it no more. One step without the lock: the garbage collector, too, ends what watches."""
+        if self.watchers is not None:
+            with suppress(ValueError):
+                self.watchers.remove(watcher)
+
+    def lose_patience(self) -> None:
+        """Let those hear of it who should, once."""
 
     def awaited(self) -> Awaited | None:
         """What it waits for, to be told to the user; None if that cannot be said. The lock is held."""
@@ -73,17 +86,16 @@ class Together(Operation):
         first: Done as soon as one is, in whichever way.
     """
 
-    __slots__ = ("_first", "_left", "_watchers", "parts")
+    __slots__ = ("_first", "_left", "_watchers")
 
     def __init__(self, operations: Iterable[Operation], *, first: bool = False) -> None:
         super().__init__()
-        self.parts: Sequence[Operation] = tuple(operations)
         self._first = first
-        self._left = len(self.parts)
-        self._watchers = [(operation, partial(self._one_ended, operation)) for operation in self.parts]
+        self._watchers = [(operation, partial(self._one_ended, operation)) for operation in operations]
+        self._left = len(self._watchers)
         for operation, watcher in self._watchers:
             operation.watch(watcher)
-        if not self.parts:
+        if not self._watchers:
             self.finish()
 
     def _one_ended(self, operation: Operation) -> None:
@@ -94,4 +106,35 @@ class Together(Operation):
     def let_go(self) -> None:
         """Stop watching: the operations go on without this one."""
         for operation, watcher in self._watchers:
+            operation.unwatch(watcher)
+
+
+class Series:
+    """Several operations, and which of them have ended, one after the other; each is watched only once.
+
+    Attributes:
+        ended: Positions of those that have ended and were not asked for; whoever takes one removes it.
+        next: Done when there is one more.
+    """
+
+    def __init__(self, operations: Iterable[Operation]) -> None:
+        self.ended: deque[int] = deque()
+        self.next = Operation()
+        self.operations: Sequence[Operation] = tuple(operations)
+        self._watchers = [partial(self._one_ended, position) for position in range(len(self.operations))]
+        for operation, watcher in zip(self.operations, self._watchers, strict=True):
+            operation.watch(watcher)
+
+    def _one_ended(self, position: int) -> None:
+        self.ended.append(position)
+        self.next.finish()
+
+    def expect(self) -> None:
+        """Have a new `next`, if all that have ended were taken."""
+        if not self.ended:
+            self.next = Operation()
+
+    def let_go(self) -> None:
+        """Stop watching: the operations go on."""
+        for operation, watcher in zip(self.operations, self._watchers, strict=True):
             operation.unwatch(watcher)

@@ -269,5 +269,11 @@ class Peers:
 
 
 def fresh(error: BaseException) -> BaseException:
-    """A copy to raise: several callers may get the same error, each with a traceback of its own."""
-    return copy.copy(error).with_traceback(None)
+    """A copy to raise: several callers may get the same error, each with a traceback of its own.
+
+    An exception of the program's that cannot be copied is shared.
+    """
+    try:
+        return copy.copy(error).with_traceback(None)
+    except Exception:
+        return error

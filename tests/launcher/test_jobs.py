@@ -460,7 +460,7 @@ def test_processes_that_a_rank_starts_are_not_the_rank(jobs: Jobs) -> None:
             "fork [2, 4]",
             "spawn [2, 4]",
             "alone 1",
-            "this endpoint is closed",
+            "this process was forked from a rank; only the rank itself may communicate",
             "this process was forked from a rank; only the rank itself may communicate",
             "sum 2",
         ]
