@@ -1,7 +1,7 @@
 """What a call of a collective means: its arguments checked, its signature, its schedule, its result given shape.
 
-Blocking and nonblocking calls say the same, so they share this text: each function returns a `Collective`, which one
-runs and the other starts. Nothing is communicated here, and nothing begun: an error leaves the communicator as it was.
+Blocking and nonblocking calls say the same, so they share this text: each function returns a `Collective`, which the
+driver runs or starts. Nothing is communicated here, and nothing begun: an error leaves the communicator as it was.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import index
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -23,23 +23,14 @@ from rmpi.comm.arguments import (
     put_in_rows,
     rows_of,
 )
-from rmpi.comm.driver import Signature, signature, signature_of_reduction
+from rmpi.comm.driver import Collective, Signature, signature, signature_of_reduction
 from rmpi.comm.ops import Operator, as_operator
 from rmpi.comm.partition import partition
-from rmpi.comm.schedule import Schedule
 from rmpi.comm.topology import Machines
 from rmpi.errors import UsageError
 from rmpi.wire.codec import Array
 
 Op = Operator | Callable[[Any, Any], Any]
-
-
-class Collective(NamedTuple):
-    """One call: what to compare with the other ranks, what to do, and what to make of the schedule's result."""
-
-    signature: Signature
-    schedule: Schedule[Any]
-    shape: Callable[[Any], Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +53,15 @@ _ALLGATHER = signature("allgather")
 _ALLTOALL = signature("alltoall")
 
 
-def barrier(group: Group, name: str = "barrier") -> Collective:
-    called = _BARRIER if name == "barrier" else signature(name)
-    return Collective(called, choose.barrier(group.rank, group.size, machines=group.machines))
+def barrier(group: Group, called: Signature = _BARRIER) -> Collective:
+    return called, choose.barrier(group.rank, group.size, machines=group.machines), None
 
 
 def broadcast(group: Group, value: object, root: int, out: Array | None) -> Collective:
     root = group.root(root)
     out = None if group.rank == root else checked_out(out)
     schedule = choose.broadcast(group.rank, group.size, root, value, out, machines=group.machines)
-    return Collective(signature("broadcast", root), schedule, _into(out))
+    return signature("broadcast", root), schedule, _into(out)
 
 
 def reduce(group: Group, value: object, op: Op, root: int, out: Array | None) -> Collective:
@@ -79,27 +69,27 @@ def reduce(group: Group, value: object, op: Op, root: int, out: Array | None) ->
     operator = as_operator(op)
     out = checked_out(out) if group.rank == root else None
     schedule = choose.reduce(group.rank, group.size, root, value, operator, out, machines=group.machines)
-    return Collective(signature_of_reduction("reduce", root, operator.name, value), schedule, _into(out))
+    return signature_of_reduction("reduce", root, operator.name, value), schedule, _into(out)
 
 
 def allreduce(group: Group, value: object, op: Op, out: Array | None) -> Collective:
     operator = as_operator(op)
     out = checked_out(out)
     schedule = choose.allreduce(group.rank, group.size, value, operator, out, machines=group.machines)
-    return Collective(signature_of_reduction("allreduce", None, operator.name, value), schedule, _into(out))
+    return signature_of_reduction("allreduce", None, operator.name, value), schedule, _into(out)
 
 
 def scan(group: Group, value: object, op: Op, out: Array | None) -> Collective:
     operator = as_operator(op)
     schedule = choose.scan(group.rank, group.size, value, operator, checked_out(out), machines=group.machines)
-    return Collective(signature_of_reduction("scan", None, operator.name, value), schedule, _into(out))
+    return signature_of_reduction("scan", None, operator.name, value), schedule, _into(out)
 
 
 def exscan(group: Group, value: object, op: Op, out: Array | None) -> Collective:
     operator = as_operator(op)
     out = checked_out(out) if group.rank else None
     schedule = choose.exscan(group.rank, group.size, value, operator, out, machines=group.machines)
-    return Collective(signature_of_reduction("exscan", None, operator.name, value), schedule, _into(out))
+    return signature_of_reduction("exscan", None, operator.name, value), schedule, _into(out)
 
 
 def reduce_scatter(group: Group, values: Any, op: Op, counts: Sequence[int] | None, out: Array | None) -> Collective:
@@ -115,7 +105,7 @@ def reduce_scatter(group: Group, values: Any, op: Op, counts: Sequence[int] | No
         if len(kinds) > 1 or kinds != {"object"}:
             called = signature(f"reduce_scatter of {', '.join(map(_kind, pieces))}", None, operator.name)
     schedule = choose.reduce_scatter(group.rank, group.size, pieces, operator, out, machines=group.machines)
-    return Collective(called, schedule, _into(out))
+    return called, schedule, _into(out)
 
 
 def gather(group: Group, value: object, root: int, concatenate: bool, out: Array | None) -> Collective:
@@ -124,14 +114,14 @@ def gather(group: Group, value: object, root: int, concatenate: bool, out: Array
     if group.rank == root:
         shape = _joined("gather", concatenate, checked_out(out), group.size)
     schedule = choose.gather(group.rank, group.size, root, value, machines=group.machines)
-    return Collective(signature("gather", root), schedule, shape)
+    return signature("gather", root), schedule, shape
 
 
 def allgather(group: Group, value: object, concatenate: bool, out: Array | None) -> Collective:
     rows = None if out is None or concatenate else rows_of(out, group.size)
     schedule = choose.allgather(group.rank, group.size, value, rows, machines=group.machines)
     shape = _joined("allgather", concatenate, checked_out(out), group.size)
-    return Collective(_ALLGATHER, schedule, shape)
+    return _ALLGATHER, schedule, shape
 
 
 def scatter(group: Group, values: Any, root: int, counts: Sequence[int] | None, out: Array | None) -> Collective:
@@ -141,7 +131,7 @@ def scatter(group: Group, values: Any, root: int, counts: Sequence[int] | None, 
     pieces = pieces_of(values, group.size, counts, "scatter") if mine else None
     schedule = choose.scatter(group.rank, group.size, root, pieces, out, machines=group.machines)
     own = np.copy if mine and out is None and isinstance(values, np.ndarray) else _into(out)
-    return Collective(signature("scatter", root), schedule, own)
+    return signature("scatter", root), schedule, own
 
 
 def alltoall(group: Group, values: Any, counts: Sequence[int] | None, out: Array | None) -> Collective:
@@ -149,10 +139,10 @@ def alltoall(group: Group, values: Any, counts: Sequence[int] | None, out: Array
     if not isinstance(values, np.ndarray):
         if out is not None:
             raise UsageError("alltoall: out= is for an array, but the values are a sequence; pass an array")
-        return Collective(_ALLTOALL, choose.alltoall(group.rank, group.size, pieces))
+        return _ALLTOALL, choose.alltoall(group.rank, group.size, pieces), None
     outs = _equal_shares(checked_out(out), group.size)
     schedule = choose.alltoall(group.rank, group.size, pieces, outs)
-    return Collective(_ALLTOALL, schedule, partial(_landed, outs=outs, out=out))
+    return _ALLTOALL, schedule, partial(_landed, outs=outs, out=out)
 
 
 def _landed(pieces: Sequence[Any], outs: Sequence[Array] | None, out: Array | None) -> Array:

@@ -16,10 +16,9 @@ import numpy as np
 
 from rmpi.comm import calls
 from rmpi.comm.arguments import check_out, checked_rank
-from rmpi.comm.calls import Collective
 from rmpi.comm.collectives import halo
 from rmpi.comm.communicator import Comm
-from rmpi.comm.driver import Signature, fingerprint_of
+from rmpi.comm.driver import Collective, Signature, fingerprint_of
 from rmpi.comm.family import Family
 from rmpi.comm.grid import Grid, completed, one_per_axis
 from rmpi.comm.request import Request
@@ -97,7 +96,7 @@ class Cart(Comm):
             UsageError: There is no such axis.
         """
         axes = sorted({self._grid.axis(axis) for axis in (keep if isinstance(keep, Iterable) else (keep,))})
-        self._run(_agreeing(self, f"sub(keep={axes})"), timeout)
+        self._driver.run(_agreeing(self, f"sub(keep={axes})"), timeout)
         grid = Grid(tuple(self.dims[axis] for axis in axes), tuple(self.periods[axis] for axis in axes))
         ranks = self._grid.plane(self.coords, axes)
         return Cart(*self._parts(ranks, "sub", self._count(), ranks[0]), grid)
@@ -121,7 +120,7 @@ class Cart(Comm):
             UsageError: The block is smaller than ``width`` along an axis, the array has fewer axes than the grid, or is
                 read-only: nothing has begun, and this rank may call again. Or the blocks of neighbours do not fit.
         """
-        self._run(self._halo(array, width, corners), timeout)
+        self._driver.run(self._halo(array, width, corners), timeout)
 
     def ihalo_exchange(self, array: Array, width: int | Sequence[int] = 1, *, corners: bool = True) -> Request[None]:
         """`halo_exchange` as a request. Until it is done nobody may look at the ghost layers, or write what is sent.
@@ -139,7 +138,7 @@ class Cart(Comm):
         plain = np.asarray(array) if type(array) is np.memmap else array  # travels raw then
         dtype = array.dtype if array.dtype.isbuiltin == 1 else str(array.dtype)
         called = _halo_signature(widths, bool(corners), array.shape[ndims:], dtype)
-        return Collective(called, halo.exchange(self.rank, plain, sides, corners=corners))
+        return called, halo.exchange(self.rank, plain, sides, corners=corners), None
 
     def __repr__(self) -> str:
         return f"<Cart rank {self.rank} at {self.coords} of {self.dims}>"
@@ -149,14 +148,15 @@ def make(comm: Comm, dims: int | Sequence[int], periods: bool | Sequence[bool], 
     """`Comm.cart`."""
     extents = completed(dims, comm.size)
     grid = Grid(extents, one_per_axis(periods, len(extents)))
-    comm._run(_agreeing(comm, f"cart({grid.dims}, periods={grid.periods})"), timeout)
+    comm._driver.run(_agreeing(comm, f"cart({grid.dims}, periods={grid.periods})"), timeout)
     number = comm._count()
     return Cart(*comm._parts(range(grid.size), "cart", number), grid) if comm.rank < grid.size else None
 
 
 def _agreeing(comm: Comm, what: str) -> Collective:
     """A collective that does nothing but see that all ranks call the same."""
-    return calls.barrier(comm._group)._replace(signature=Signature(what, fingerprint_of(what)))
+    _, schedule, shape = calls.barrier(comm._group)
+    return Signature(what, fingerprint_of(what)), schedule, shape
 
 
 def _widths(width: int | Sequence[int], ndims: int) -> tuple[int, ...]:

@@ -16,8 +16,8 @@ from functools import partial
 from typing import Any, Literal, TypeVar, overload
 
 from rmpi.comm import calls
-from rmpi.comm.calls import Collective, Group, Op
-from rmpi.comm.driver import Driver
+from rmpi.comm.calls import Group, Op
+from rmpi.comm.driver import Collective, Driver
 from rmpi.comm.family import Family
 from rmpi.comm.ongoing import Ongoing
 from rmpi.comm.ops import SUM
@@ -46,13 +46,9 @@ class Collectives(PointToPoint):
         super()._close()
         self._driver.close()
 
-    def _run(self, call: Collective, timeout: float | None) -> Any:
-        result = self._driver.run(call.signature, call.schedule, timeout)
-        return result if call.shape is None else call.shape(result)
-
     def _start(self, call: Collective) -> Request[Any]:
-        ongoing = self._driver.start(call.signature, call.schedule, call.shape)
-        what = call.signature.what
+        ongoing = self._driver.start(call)
+        what = call[0].what
         if not ongoing.done:
             self._family.note_begun(ongoing, f"nonblocking {what}, at {call_site()[1]}")
         return Request(self._endpoint, ongoing, what, partial(_value_of, ongoing))
@@ -61,7 +57,7 @@ class Collectives(PointToPoint):
 
     def barrier(self, *, timeout: float | None = None) -> None:
         """Return when every rank has called it."""
-        self._run(calls.barrier(self._group), timeout)
+        self._driver.run(calls.barrier(self._group), timeout)
 
     def ibarrier(self) -> Request[None]:
         """`barrier` as a request, which is done when every rank has called it."""
@@ -93,7 +89,7 @@ class Collectives(PointToPoint):
         Raises:
             UsageError: What came does not fit ``out``.
         """
-        return self._run(calls.broadcast(self._group, value, root, out), timeout)
+        return self._driver.run(calls.broadcast(self._group, value, root, out), timeout)
 
     def ibroadcast(self, value: Any = None, root: int = 0, *, out: Array | None = None) -> Request[Any]:
         """`broadcast` as a request."""
@@ -120,7 +116,7 @@ class Collectives(PointToPoint):
             On the root a value of its own (or ``out``), elsewhere None. The bracketing depends on the number
             of ranks alone, so the bits are the same from run to run and wherever the ranks run.
         """
-        result: T | None = self._run(calls.reduce(self._group, value, op, root, out), timeout)
+        result: T | None = self._driver.run(calls.reduce(self._group, value, op, root, out), timeout)
         return result
 
     def ireduce(self, value: T, op: Op = SUM, root: int = 0, *, out: Array | None = None) -> Request[T | None]:
@@ -133,7 +129,7 @@ class Collectives(PointToPoint):
         Returns:
             A value of one's own, never an alias of ``value``; or ``out``, which may be ``value`` itself.
         """
-        result: T = self._run(calls.allreduce(self._group, value, op, out), timeout)
+        result: T = self._driver.run(calls.allreduce(self._group, value, op, out), timeout)
         return result
 
     def iallreduce(self, value: T, op: Op = SUM, *, out: Array | None = None) -> Request[T]:
@@ -148,7 +144,7 @@ class Collectives(PointToPoint):
         Returns:
             A value of one's own, or ``out``. Its bits depend on the values and the number of ranks alone.
         """
-        result: T = self._run(calls.scan(self._group, value, op, out), timeout)
+        result: T = self._driver.run(calls.scan(self._group, value, op, out), timeout)
         return result
 
     def iscan(self, value: T, op: Op = SUM, *, out: Array | None = None) -> Request[T]:
@@ -161,7 +157,7 @@ class Collectives(PointToPoint):
         Returns:
             A value of one's own, or ``out``; on rank 0, which has none before it, None, and ``out`` is left alone.
         """
-        result: T | None = self._run(calls.exscan(self._group, value, op, out), timeout)
+        result: T | None = self._driver.run(calls.exscan(self._group, value, op, out), timeout)
         return result
 
     def iexscan(self, value: T, op: Op = SUM, *, out: Array | None = None) -> Request[T | None]:
@@ -202,7 +198,7 @@ class Collectives(PointToPoint):
         Returns:
             This rank's piece, with the bits that `reduce` would give; a value of one's own, or ``out``.
         """
-        return self._run(calls.reduce_scatter(self._group, values, op, counts, out), timeout)
+        return self._driver.run(calls.reduce_scatter(self._group, values, op, counts, out), timeout)
 
     def ireduce_scatter(
         self, values: Any, op: Op = SUM, *, counts: Sequence[int] | None = None, out: Array | None = None
@@ -257,7 +253,7 @@ class Collectives(PointToPoint):
         Raises:
             UsageError: On the root: what came cannot be joined, or does not fit ``out``.
         """
-        return self._run(calls.gather(self._group, value, root, concatenate, out), timeout)
+        return self._driver.run(calls.gather(self._group, value, root, concatenate, out), timeout)
 
     def igather(
         self, value: Any, root: int = 0, *, concatenate: bool = False, out: Array | None = None
@@ -289,7 +285,7 @@ class Collectives(PointToPoint):
         Raises:
             UsageError: What came cannot be joined, does not fit ``out``, or ``out`` has not one place for each rank.
         """
-        return self._run(calls.allgather(self._group, value, concatenate, out), timeout)
+        return self._driver.run(calls.allgather(self._group, value, concatenate, out), timeout)
 
     def iallgather(self, value: Any, *, concatenate: bool = False, out: Array | None = None) -> Request[Any]:
         """`allgather` as a request."""
@@ -336,7 +332,7 @@ class Collectives(PointToPoint):
         Raises:
             UsageError: On the root, ``values`` cannot be cut so, or are not ``size``. Nothing was sent.
         """
-        return self._run(calls.scatter(self._group, values, root, counts, out), timeout)
+        return self._driver.run(calls.scatter(self._group, values, root, counts, out), timeout)
 
     def iscatter(
         self, values: Any = None, root: int = 0, *, counts: Sequence[int] | None = None, out: Array | None = None
@@ -380,7 +376,7 @@ class Collectives(PointToPoint):
             UsageError: ``values`` cannot be cut so, or are not ``size``; or what came does not fit into one
                 array, or into ``out``.
         """
-        return self._run(calls.alltoall(self._group, values, counts, out), timeout)
+        return self._driver.run(calls.alltoall(self._group, values, counts, out), timeout)
 
     def ialltoall(self, values: Any, *, counts: Sequence[int] | None = None, out: Array | None = None) -> Request[Any]:
         """`alltoall` as a request."""

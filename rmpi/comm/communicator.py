@@ -74,8 +74,8 @@ class Comm(Collectives):
             UsageError: On all ranks: colours, or the keys of one of them, cannot be compared. No communicator was made.
         """
         group = self._group
-        call = calls.allgather(group, (color, key), concatenate=False, out=None)
-        pairs = self._run(call._replace(signature=_SPLIT), timeout)
+        _, schedule, shape = calls.allgather(group, (color, key), concatenate=False, out=None)
+        pairs = self._driver.run((_SPLIT, schedule, shape), timeout)
         number = self._count()
         groups = _groups(pairs)
         mine = next((ranks for ranks in groups if self.rank in ranks), None)
@@ -83,14 +83,14 @@ class Comm(Collectives):
 
     def split_by_host(self, *, timeout: float | None = None) -> Comm:
         """One new communicator for each host, of the ranks that share its memory, in their order. A collective call."""
-        self._run(calls.barrier(self._group, "split_by_host"), timeout)
+        self._driver.run(calls.barrier(self._group, _SPLIT_BY_HOST), timeout)
         here = self.hosts[self.rank]
         ranks = [rank for rank, host in enumerate(self.hosts) if host == here]
         return self._make(ranks, "split_by_host", self._count(), ranks[0])
 
     def dup(self, *, timeout: float | None = None) -> Comm:
         """The same ranks once more, with traffic of their own: for a library, or a second thread. A collective call."""
-        self._run(calls.barrier(self._group, "dup"), timeout)
+        self._driver.run(calls.barrier(self._group, _DUP), timeout)
         return self._make(range(self.size), "dup", self._count())
 
     def cart(
@@ -255,3 +255,5 @@ def _groups(pairs: Sequence[tuple[Any, Any]]) -> list[list[int]]:
 
 
 _SPLIT = signature("split")
+_SPLIT_BY_HOST = signature("split_by_host")
+_DUP = signature("dup")

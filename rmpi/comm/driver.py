@@ -113,6 +113,9 @@ def fingerprint_of(what: str) -> int:
     return int.from_bytes(blake2b(what.encode(), digest_size=8).digest(), "little") or 1
 
 
+Collective: TypeAlias = tuple[Signature, Schedule[Any], Callable[[Any], Any] | None]
+"""One call: what to compare with the other ranks, what to do, and what to make of the schedule's result."""
+
 Called: TypeAlias = tuple[int, Signature, CodeType, int]
 """A collective as it is remembered: number, signature, and the caller's code and instruction in it."""
 
@@ -160,22 +163,23 @@ class Driver:
         self._endpoint.close_context(self._own_context, self._short)
         self._short = NoShortcut()
 
-    def run(self, signature: Signature, schedule: Schedule[T], timeout: float | None) -> T:
+    def run(self, call: Collective, timeout: float | None) -> Any:
         """Run one collective, called by whoever called the method that calls this."""
+        signature, schedule, shape = call
         deadline = Deadline.NEVER if timeout is None else Deadline.after(timeout)
         try:
             sequence = self._number(signature)
-            return self._follow(schedule, sequence, signature.fingerprint, deadline)
+            result = self._follow(schedule, sequence, signature.fingerprint, deadline)
         except BaseException as error:
             self._spoil(signature.what, error)
             if isinstance(error, DeadlineExceeded):
                 raise DeadlineExceeded(f"{signature.what}: timeout of {timeout} s passed; {_UNUSABLE}") from None
             raise
+        return result if shape is None else shape(result)
 
-    def start(
-        self, signature: Signature, schedule: Schedule[Any], shape: Callable[[Any], Any] | None = None
-    ) -> Ongoing:
-        """Begin one collective, which goes on with any progress; ``shape`` makes its value of the result."""
+    def start(self, call: Collective) -> Ongoing:
+        """Begin one collective, which goes on with any progress."""
+        signature, schedule, shape = call
         try:
             sequence = self._number(signature)
         except BaseException as error:
