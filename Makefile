@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test check soak bench clean
+.PHONY: demo test check soak bench predict clean
 
 $(BIN)/rmpi-run: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -28,6 +28,9 @@ bench: $(BIN)/rmpi-run        ## against MPICH and Open MPI; each link; k-means;
 	$(BIN)/python benchmarks/compare.py
 	$(BIN)/python benchmarks/links.py --anyway       # what load there is now is our own
 	$(BIN)/python benchmarks/kmeans_scaling.py --anyway
+
+predict: $(BIN)/rmpi-run      ## what collectives would cost on up to 65,536 ranks; on an idle machine, five minutes
+	$(BIN)/python benchmarks/predict.py
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
