@@ -111,8 +111,7 @@ class Incoming:
         if arrival is None:
             error = self._why_hopeless(receive)
             if error is not None:
-                self.matching.cancel(receive)
-                receive.finish(error)
+                self._give_up_hope(receive, error)
             return
         reason = receive.refuses(arrival)
         if reason is not None:
@@ -126,8 +125,18 @@ class Incoming:
         self.matching.probe(probe)
         error = self._why_hopeless(probe) if not probe.done else None
         if error is not None:
-            self.matching.cancel(probe)
-            probe.finish(error)
+            self._give_up_hope(probe, error)
+
+    def _give_up_hope(self, receive: Receive, error: PeerLost) -> None:
+        """End what waits for others who will not answer, unless what we have sent to ourselves does."""
+        self._hear_ourselves()
+        if self.matching.cancel(receive):
+            receive.finish(error)
+
+    def _hear_ourselves(self) -> None:
+        own = self._peers.known.get(self._ident)
+        if own is not None:
+            self._peers.drain(own)
 
     def close_context(self, context: int) -> None:
         """Nobody will receive in this context any more: what its members sent is consumed, and dropped."""
@@ -406,6 +415,7 @@ class Incoming:
 
     def fail_needing(self, ident: int, error: PeerLost) -> None:
         """Nothing will come from that peer: end what waits for it."""
+        self._hear_ourselves()
         self._fail(lambda receive: self._needs(receive, ident), error)
 
     def _needs(self, receive: Receive, ident: int) -> bool:
