@@ -1,6 +1,6 @@
 """A program whose main thread is interrupted all the time, while messages flow to and from a partner thread.
 
-    python interrupted.py receive|send|exchange|share COUNT SEED
+    python interrupted.py receive|send|share|irecv|isend COUNT SEED
 
 A timer of tiny random intervals sends SIGALRM, and its handler raises, but only while a call into the library is under
 way (``armed``): what this program does between its calls is not what is tested. It ends after COUNT interruptions,
@@ -133,6 +133,57 @@ def feed(comm, tag, choose, stop):
     comm.send(None, 0, tag)
 
 
+def await_receives(timer, comm, tag, choose, stop):
+    """`receive` by requests, which outlive the waits that were interrupted."""
+    number, request = 0, None
+    while not timer.over():
+        value, timeout = NOTHING, choose.choice([None, 0, 1e-4])
+        try:
+            timer.armed = True
+            if request is None:
+                request = comm.irecv(1, tag)  # as in `receive`
+            value = request.wait(timeout)
+            timer.armed = False
+        except (Interrupted, DeadlineExceeded):
+            timer.armed = False
+        if value is NOTHING and request is not None and choose.random() < 0.2 and request.cancel():
+            request = None
+        if value is not NOTHING:
+            assert check(value, number), f"message {number} is not what came: {value!r}"
+            number, request = number + 1, None
+    stop.set()
+    while (value := (request or comm.irecv(1, tag)).wait(20)) is not None:
+        assert check(value, number), f"message {number} is not what came: {value!r}"
+        number, request = number + 1, None
+    return number
+
+
+def await_sends(timer, comm, tag, choose):
+    """`send` by requests; those that were begun are waited for until they are done."""
+    number, request = 0, None
+    value = message(number, choose)
+    while not timer.over():
+        done, timeout = False, choose.choice([None, 0, 1e-3])
+        try:
+            timer.armed = True
+            if request is None:
+                request = comm.isend((number, value), 1, tag)
+            request.wait(timeout)
+            done = True
+            timer.armed = False
+        except (Interrupted, DeadlineExceeded):
+            timer.armed = False
+        if done or request is None:
+            spoil(value)
+            number, request = number + done, None
+            value = message(number, choose)
+    if request is not None:
+        request.wait(20)
+        number += 1
+    comm.send((LAST, number), 1, tag)
+    return number
+
+
 def send(timer, comm, tag, choose):
     """Send numbered messages, one again if its sending was interrupted."""
     number = 0
@@ -198,14 +249,17 @@ def main(role, count, seed):
         return thread
 
     threads = []
-    if role != "send":
+    if role not in ("send", "isend"):
         threads.append(beside(feed, theirs, THERE, other, stop))
     if role == "share":
         threads += [beside(wait_for, mine, OTHER, stop), beside(echo, theirs, OTHER)]
-    if role == "send":
+    if role in ("send", "isend"):
         threads.append(beside(swallow, theirs, BACK))
     timer = Timer(count, choose)
-    moved = send(timer, mine, BACK, choose) if role == "send" else receive(timer, mine, THERE, choose, stop)
+    if role in ("send", "isend"):
+        moved = (send if role == "send" else await_sends)(timer, mine, BACK, choose)
+    else:
+        moved = (await_receives if role == "irecv" else receive)(timer, mine, THERE, choose, stop)
     while any(thread.is_alive() for thread in threads):
         mine._endpoint.progress()
     assert not errors, errors

@@ -116,16 +116,17 @@ COMM = 64
 """The context of those communicators."""
 
 
-def fork_ranks(size, main, *, neighbours=2, without=frozenset(), **options):
+def fork_ranks(size, main, *, neighbours=2, without=frozenset(), sockets=socket.socketpair, **options):
     """Run ``main(comm)`` in ``size`` forks of this process, joined by lanes; the results in rank order.
 
     Args:
         without: Ranks that have unix sockets only.
+        sockets: Makes what joins a pair; `tcp_loopback` for lanes over TCP.
 
     Raises:
         AssertionError: Some of them raised; the text has every traceback.
     """
-    pairs = {pair: socket.socketpair() for pair in combinations(range(size), 2)}
+    pairs = {pair: sockets() for pair in combinations(range(size), 2)}
     children = []
     for rank in range(size):
         reader, writer = os.pipe()
