@@ -146,7 +146,7 @@ def allreduce(
 def reduce_scatter(
     rank: int,
     size: int,
-    pieces: Sequence[Any],
+    pieces: Iterable[Any],
     operator: Operator,
     out: Array | None = None,
     *,
@@ -157,8 +157,12 @@ def reduce_scatter(
     Args:
         pieces: One value for each rank. What is true of the value of a reduction is true of each of them: ranks must
             agree on which are arrays, and on the dtype and shape of the i-th. Different ones may differ.
+
+    Raises:
+        UsageError: At once: ``pieces`` is not one value for each rank.
     """
-    pieces = [operator.prepare(_plain(piece)) for piece in pieces]
+    given = _one_each("reduce_scatter", pieces, size)
+    pieces = [operator.prepare(_plain(piece)) for piece in given]
     if size == 1:
         return finished(reduction.apart(pieces[0], pieces[0]))
     out = _unshared_by_all(out, pieces)
@@ -240,7 +244,7 @@ def scatter(
     Raises:
         UsageError: At once, on the root: ``values`` is not one value for each rank.
     """
-    pieces = _one_each(values, size) if rank == root else None
+    pieces = _one_each("scatter", values, size, " on the root") if rank == root else None
     if size == 1 and pieces is not None:
         return finished(pieces[0])
     if size <= FEW_RANKS:
@@ -248,13 +252,17 @@ def scatter(
     return gathering.scatter(rank, size, root, pieces, out, large=LARGE_PIECE, machines=machines)
 
 
-def alltoall(rank: int, size: int, values: Sequence[Any], outs: Sequence[Array] | None = None) -> Schedule[list[Any]]:
+def alltoall(rank: int, size: int, values: Iterable[Any], outs: Sequence[Array] | None = None) -> Schedule[list[Any]]:
     """``values[i]`` goes to rank i, and item i of the result came from there; some may be in their place of ``outs``.
 
     A rank's own value comes back as the very object. Two levels would save no byte between machines.
+
+    Raises:
+        UsageError: At once: ``values`` is not one value for each rank.
     """
+    values = _one_each("alltoall", values, size)
     if size == 1:
-        return finished([values[0]])
+        return finished(values)
     if outs is not None and _overlap(outs, values):
         outs = None
     if size <= FEW_RANKS:
@@ -358,11 +366,13 @@ def _overlap(outs: Sequence[Array], values: Sequence[Any]) -> bool:
     return any(reduction.may_overlap(whole, value) for whole in different for value in values)
 
 
-def _one_each(values: Any, size: int) -> list[Any]:
+def _one_each(collective: str, values: Any, size: int, where: str = "") -> list[Any]:
+    """``values`` as a list, if there is one for each rank."""
+    needs = f"{collective} needs {size} values{where}, one for each rank"
     try:
         pieces = list(values)
     except TypeError:
-        raise UsageError(f"scatter needs {size} values on the root, one for each rank, not {values!r}") from None
+        raise UsageError(f"{needs}, not {values!r:.60}") from None
     if len(pieces) != size:
-        raise UsageError(f"scatter needs {size} values on the root, one for each rank, but got {len(pieces)}")
+        raise UsageError(f"{needs}, but got {len(pieces)}")
     return pieces

@@ -11,6 +11,7 @@ from rmpi.comm import choose
 from rmpi.comm.collectives import direct, exchange, scanning, scattering
 from rmpi.comm.collectives.bracket import prefixed
 from rmpi.comm.ops import MAX, MIN, SUM, Operator, as_operator
+from rmpi.errors import UsageError
 from rmpi.testing.simulate import simulate
 
 every_size = pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 8, 16, 33], ids="n={}".format)
@@ -376,6 +377,17 @@ def test_results_of_scans_are_apart_from_the_values(size):
 def test_the_way_a_scan_goes(size, value, op, messages):
     run = simulate(lambda rank: choose.scan(rank, size, value, op), size)
     assert len(run.messages) == messages
+
+
+# ---- what cannot be ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("values", [None, 7, [1, 2, 3], [1] * 5, np.array(4.0)])
+def test_anything_but_one_value_for_each_rank_is_refused_before_it_is_sent(values):
+    with pytest.raises(UsageError, match="alltoall needs 4 values, one for each rank"):
+        choose.alltoall(0, 4, values)
+    with pytest.raises(UsageError, match="reduce_scatter needs 4 values, one for each rank"):
+        choose.reduce_scatter(0, 4, values, SUM)
 
 
 # ---- alone --------------------------------------------------------------------------------------------------------

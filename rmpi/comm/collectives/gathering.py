@@ -147,7 +147,7 @@ def two_level_allgather(
         bundle = yield from within(machines.leaders, _exchange_bundles(machine, machines, bundle))
     else:
         yield Send(group[here.parent], bundle)
-    pieces, announced = yield from within(group, binomial(at, len(group), 0, bundle, large=0))
+    pieces, announced = yield from within(group, binomial(at, len(group), 0, bundle, large=large))
     owners = sorted(machines.order[place] for place in announced)
     gathered = _in_rank_order(pieces, machines.order)
     return (yield from _completed(rank, size, value, gathered, owners, outs, machines))
