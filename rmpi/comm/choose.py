@@ -88,8 +88,7 @@ def broadcast(
     rank: int, size: int, root: int, value: object, out: Array | None = None, *, machines: Machines | None = None
 ) -> Schedule[Any]:
     """The root's ``value`` on every rank; on the root the object itself."""
-    huge = _huge(machines)
-    return broadcasts.binomial(rank, size, root, value, out, large=LARGE_ARRAY, huge=huge, machines=machines)
+    return broadcasts.binomial(rank, size, root, value, out, large=LARGE_ARRAY, huge=_huge(machines), machines=machines)
 
 
 def reduce(
@@ -137,9 +136,8 @@ def allreduce(
             return reduction.recursive_doubling(rank, size, value, operator, out)
         if machines.height is not None:
             return reduction.leaders_doubling(rank, size, value, operator, out, large=LARGE_ARRAY, machines=machines)
-    huge = _huge(machines)
     return reduction.tree_then_broadcast(
-        rank, size, value, operator, out, large=LARGE_ARRAY, huge=huge, machines=machines
+        rank, size, value, operator, out, large=LARGE_ARRAY, huge=_huge(machines), machines=machines
     )
 
 
@@ -314,6 +312,7 @@ def _is_nested(machines: Machines | None) -> TypeGuard[Machines]:
 
 
 def _huge(machines: Machines | None) -> int | None:
+    """Bytes above which an array is broadcast in parts; None where none is."""
     return HUGE_ARRAY if machines is not None and len(machines.groups) >= MANY_MACHINES else None
 
 

@@ -436,7 +436,7 @@ def test_objects_of_mixed_types_are_reduced():
         assert result == pytest.approx(1e30)
 
 
-def test_nothing_else_than_the_bracketing_is_used_even_where_permitted():
+def test_objects_keep_the_bracketing_even_where_any_order_is_permitted():
     free = Operator(bracket, commutes=True, reproducible=False)
     assert simulate(lambda rank: choose.allreduce(rank, 4, str(rank), free), 4).results == [BRACKETS[4]] * 4
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import sequential
-from sequential import assert_same, both_ways
+from sequential import assert_same, both_ways, one_after_the_other
 
 from rmpi.comm import choose
 from rmpi.comm.collectives import direct, exchange, scanning, scattering
 from rmpi.comm.collectives.bracket import prefixed
-from rmpi.comm.ops import MAX, MIN, SUM, Operator, as_operator
+from rmpi.comm.ops import BAND, BOR, BXOR, LAND, LOR, LXOR, MAX, MAXLOC, MIN, MINLOC, PROD, SUM, Operator, as_operator
 from rmpi.errors import UsageError
 from rmpi.testing.simulate import simulate
 
@@ -219,6 +221,44 @@ def test_the_way_a_reduce_scatter_goes():
         run = simulate(lambda rank, n=size, p=pieces, o=op: choose.reduce_scatter(rank, n, p, o), size)
         assert len(run.messages) == messages
         assert all((result == size).all() for result in run.results)
+
+
+# ---- every operator on objects ------------------------------------------------------------------------------------
+
+OBJECTS = {
+    SUM: lambda rank: [rank],
+    PROD: lambda rank: 1 + rank % 3,
+    MIN: lambda rank: -(rank % 5),
+    MAX: lambda rank: 1.5 * (rank % 4),
+    MINLOC: lambda rank: (rank * 3 % 4, rank),
+    MAXLOC: lambda rank: (rank * 3 % 4 if rank != 2 else math.inf, -rank),
+    LAND: lambda rank: rank % 6 - 5,
+    LOR: lambda rank: "x" * (rank // 4),
+    LXOR: lambda rank: rank % 3,
+    BAND: lambda rank: 255 - rank,
+    BOR: lambda rank: {rank, 2 * rank},
+    BXOR: lambda rank: rank * rank,
+}
+
+
+@every_size
+@pytest.mark.parametrize(("operator", "make"), OBJECTS.items(), ids=lambda given: getattr(given, "name", ""))
+def test_every_operator_on_objects(size, operator, make):
+    values = [make(rank) for rank in range(size)]
+    prepared = [operator.prepare(value) for value in values]
+    total, prefixes = sequential.reduction(prepared, operator), sequential.scan(prepared, operator)
+
+    def calls(rank):
+        yield choose.reduce(rank, size, size - 1, values[rank], operator)
+        yield choose.allreduce(rank, size, values[rank], operator)
+        yield choose.reduce_scatter(rank, size, [values[rank]] * size, operator)
+        yield choose.scan(rank, size, values[rank], operator)
+        yield choose.exscan(rank, size, values[rank], operator)
+
+    run = simulate(lambda rank: one_after_the_other(calls(rank)), size, synchronous=True)
+    for rank, got in enumerate(run.results):
+        reduced = total if rank == size - 1 else None
+        assert_same(got, [reduced, total, total, prefixes[rank], prefixes[rank - 1] if rank else None])
 
 
 # ---- any order ----------------------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ def modelled(call, size):
     return model[name]()
 
 
-@settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(programs())
 def test_any_program_of_collectives_does_what_the_model_says(program):
     size, machines, calls = program

@@ -102,14 +102,15 @@ def leaders_doubling(
     in which only leaders send. ``out`` must not share memory with ``value``.
     """
     assert machines.height is not None, "machines are combined first, so they must be subtrees"
-    group = machines.mine(rank)
+    machine, at = machines.places[rank]
+    group = machines.groups[machine]
     here = seat(rank, size)
     total = yield from _up(rank, here, value, operator, machines.height)
-    if rank == group[0]:
+    if at == 0:
         for level, peer in enumerate(here.peers[machines.height :], machines.height):
             _, received = yield Send(peer, total), Recv(peer, _if_last(here, level, out))
             total = join(operator, rank, total, peer, received)
-    total = yield from within(group, binomial(group.index(rank), len(group), 0, total, out, large=large))
+    total = yield from within(group, binomial(at, len(group), 0, total, out, large=large))
     return apart(total, value)
 
 
