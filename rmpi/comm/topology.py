@@ -24,7 +24,9 @@ class Machines:
     Attributes:
         groups: The ranks of each machine, in rank order; machines in the order of their lowest ranks.
         places: For each rank the index of its machine in ``groups``, and its own in that group.
+        leaders: The lowest rank of each machine.
         order: All ranks, machine by machine.
+        positions: For each rank its index in ``order``.
         nested: There are several machines, and fewer than ranks: two levels may pay.
         whole: The ranks of each machine are a whole subtree of the bracketing (`rmpi.comm.collectives.bracket`), so
             that a reduction may combine them first.
@@ -33,7 +35,9 @@ class Machines:
 
     groups: tuple[tuple[int, ...], ...]
     places: tuple[tuple[int, int], ...]
+    leaders: tuple[int, ...]
     order: tuple[int, ...]
+    positions: tuple[int, ...]
     nested: bool
     whole: bool
     height: int | None
@@ -47,11 +51,6 @@ class Machines:
     def several(self) -> bool:
         """There is more than one machine."""
         return len(self.groups) > 1
-
-    @property
-    def leaders(self) -> tuple[int, ...]:
-        """The lowest rank of each machine."""
-        return tuple(group[0] for group in self.groups)
 
     def mine(self, rank: int) -> tuple[int, ...]:
         """The ranks on the machine of ``rank``, itself included, in rank order."""
@@ -69,12 +68,16 @@ def _machines(ids: tuple[Hashable, ...]) -> Machines:
         members.setdefault(machine, []).append(rank)
     groups = tuple(map(tuple, members.values()))
     places = {rank: (i, j) for i, group in enumerate(groups) for j, rank in enumerate(group)}
+    order = tuple(rank for group in groups for rank in group)
+    positions = {rank: position for position, rank in enumerate(order)}
     heights = [height(group, len(ids)) for group in groups]
     whole = None not in heights
     return Machines(
         groups=groups,
         places=tuple(places[rank] for rank in range(len(ids))),
-        order=tuple(rank for group in groups for rank in group),
+        leaders=tuple(group[0] for group in groups),
+        order=order,
+        positions=tuple(positions[rank] for rank in range(len(ids))),
         nested=1 < len(groups) < len(ids),
         whole=whole,
         height=heights[0] if whole and len(set(heights)) == 1 else None,

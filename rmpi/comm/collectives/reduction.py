@@ -151,8 +151,9 @@ def ring(
 
 def neighbours(rank: int, size: int, machines: Machines | None) -> tuple[int, int, int]:
     """Where ``rank`` sits in the ring of all ranks, machine by machine, and who sits before and after it."""
-    order = range(size) if machines is None else machines.order
-    at = order.index(rank)
+    if machines is None:
+        return rank, (rank - 1) % size, (rank + 1) % size
+    at, order = machines.positions[rank], machines.order
     return at, order[at - 1], order[(at + 1) % size]
 
 

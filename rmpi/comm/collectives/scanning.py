@@ -178,22 +178,31 @@ class _Plan:
 
 @lru_cache(maxsize=4096)
 def _plan(rank: int, size: int) -> _Plan:
-    tells = tuple(peer for peer in reversed(range(rank + 1, size)) if _before(peer, size) == rank)
     here = ends(rank, size)
+    before = _before(here, rank, size)
     if here.last != rank:
-        return _Plan((), here.last, _before(rank, size), tells)
+        return _Plan((), here.last, before, ())
     level = _levels_ended(here)
     parts = here.peers[:level] if here.mate is None else (here.mate, *here.peers[:level])
     up = here.peers[level] if level < len(here.peers) else None
-    return _Plan(parts, up, _before(rank, size), tells)
+    return _Plan(parts, up, before, _behind(here, rank, size))
 
 
-@lru_cache(maxsize=4096)
-def _before(rank: int, size: int) -> int | None:
+def _before(here: Ends, rank: int, size: int) -> int | None:
     """The last rank before the largest subtree that ends with ``rank``."""
-    here = ends(rank, size)
     first = here.block if here.last != rank else here.block + 1 - (1 << _levels_ended(here))
     return last_of(first - 1, size) if first else None
+
+
+def _behind(here: Ends, rank: int, size: int) -> tuple[int, ...]:
+    """The ranks whose largest subtree begins behind ``rank``, which is the last of its block: the largest first."""
+    if rank == size - 1:
+        return ()
+    block = here.block + 1
+    levels = (block & -block).bit_length() - 1  # the trailing zeros: so many sizes of left halves begin with it
+    halves = tuple(last_of(block + (1 << level) - 1, size) for level in reversed(range(levels)))
+    following = rank + 1
+    return halves if ends(following, size).last == following else (*halves, following)
 
 
 def _levels_ended(here: Ends) -> int:

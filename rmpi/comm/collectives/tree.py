@@ -23,9 +23,9 @@ machine but the root's is entered by one message. For ranks 0, 2, 4 on one machi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 
 from rmpi.comm.topology import Machines
 
@@ -90,40 +90,47 @@ def _binomial(virtual: int, size: int) -> tuple[int, list[tuple[int, int]]]:
     return min(span, size - virtual), [(start, min(start, size - virtual - start)) for start in starts]
 
 
+@dataclass(frozen=True, slots=True)
+class _Nesting:
+    """The machines as the tree from one root sees them: the root's first, and there the root first.
+
+    Attributes:
+        groups: The ranks of each machine.
+        starts: The virtual rank of the first of each, and after the last the number of ranks.
+        order: All ranks in the order of their virtual ranks.
+    """
+
+    groups: tuple[tuple[int, ...], ...]
+    starts: tuple[int, ...]
+    order: tuple[int, ...]
+
+
+@lru_cache(maxsize=64)
+def _nesting(root: int, machines: Machines) -> _Nesting:
+    first = machines.places[root][0]
+    home = root, *(rank for rank in machines.groups[first] if rank != root)
+    groups = (home, *machines.groups[first + 1 :], *machines.groups[:first])
+    order = tuple(rank for group in groups for rank in group)
+    return _Nesting(groups, tuple(accumulate(map(len, groups), initial=0)), order)
+
+
 def _nested_seat(rank: int, root: int, machines: Machines) -> Seat:
-    groups = _from_root(root, machines)
-    order = _nested_order(root, machines)
-    virtual = order.index(rank)
-    at = next(i for i, group in enumerate(groups) if rank in group)
+    nesting = _nesting(root, machines)
+    groups, starts = nesting.groups, nesting.starts
+    (machine, mine), (home, at_home) = machines.places[rank], machines.places[root]
+    at = (machine - home) % len(groups)
+    if at == 0 and mine <= at_home:  # the root has gone before the ranks below it
+        mine = 0 if rank == root else mine + 1
     group = groups[at]
-    mine = group.index(rank)
-    span, starts = _binomial(mine, len(group))
-    children = [Child(group[mine + start], start, count) for start, count in starts]
+    span, below = _binomial(mine, len(group))
+    children = [Child(group[mine + start], start, count) for start, count in below]
     parent = group[mine & (mine - 1)]
     if mine == 0:
         parent = groups[at & (at - 1)][0]
         leaders, below = _binomial(at, len(groups))
-        children += [
-            Child(groups[at + start][0], _members(groups[at : at + start]), _members(groups[at + start :][:count]))
-            for start, count in below
-        ]
-        span = _members(groups[at : at + leaders])
-    return Seat(virtual, span, None if rank == root else parent, tuple(children), root, order)
-
-
-@lru_cache(maxsize=256)
-def _nested_order(root: int, machines: Machines) -> tuple[int, ...]:
-    return tuple(rank for group in _from_root(root, machines) for rank in group)
-
-
-@lru_cache(maxsize=256)
-def _from_root(root: int, machines: Machines) -> tuple[tuple[int, ...], ...]:
-    """The ranks of each machine, the root's first, and there the root first."""
-    first = machines.places[root][0]
-    home = machines.groups[first]
-    others = (*machines.groups[first + 1 :], *machines.groups[:first])
-    return ((root, *(rank for rank in home if rank != root)), *others)
-
-
-def _members(groups: Sequence[tuple[int, ...]]) -> int:
-    return sum(map(len, groups))
+        for start, count in below:
+            first = at + start
+            children.append(Child(groups[first][0], starts[first] - starts[at], starts[first + count] - starts[first]))
+        span = starts[at + leaders] - starts[at]
+    virtual = starts[at] + mine
+    return Seat(virtual, span, None if rank == root else parent, tuple(children), root, nesting.order)
