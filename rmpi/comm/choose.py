@@ -48,10 +48,13 @@ A piece in the tree is copied at each of log₂ size stations; copying this much
 more message.
 """
 
+PART = 8 * 1024
+"""Bytes for each rank from which it pays to divide an array among all ranks, and to send that many more messages."""
+
 HUGE_ARRAY = 512 * 1024
 """Bytes above which an array is broadcast in parts, if there are `MANY_MACHINES`."""
 
-MANY_MACHINES = 5
+MANY_MACHINES = 4
 """Machines from which that pays: in parts an array leaves none more than twice, in a tree the root's log₂ machines
 times. On one machine the ranks share one memory, all bytes are copied as often either way, and the tree is simpler."""
 
@@ -88,7 +91,9 @@ def broadcast(
     rank: int, size: int, root: int, value: object, out: Array | None = None, *, machines: Machines | None = None
 ) -> Schedule[Any]:
     """The root's ``value`` on every rank; on the root the object itself."""
-    return broadcasts.binomial(rank, size, root, value, out, large=LARGE_ARRAY, huge=_huge(machines), machines=machines)
+    return broadcasts.binomial(
+        rank, size, root, value, out, large=LARGE_ARRAY, huge=_huge(size, machines), machines=machines
+    )
 
 
 def reduce(
@@ -126,7 +131,7 @@ def allreduce(
         return finished(reduction.apart(value, value))
     value, out = _plain(value), _unshared(out, value)
     if _is_large(value) and operator.keeps(value.dtype):
-        if _takes_any_order(operator) and not _halves_well(size, machines):
+        if _takes_any_order(operator) and value.nbytes >= size * PART and not _halves_well(size, machines):
             return reduction.ring(rank, size, value, operator, out, machines=machines)
         return reduction.rabenseifner(rank, size, value, operator, out)
     if _goes_directly(size, value, operator, machines):
@@ -137,7 +142,7 @@ def allreduce(
         if machines.height is not None:
             return reduction.leaders_doubling(rank, size, value, operator, out, large=LARGE_ARRAY, machines=machines)
     return reduction.tree_then_broadcast(
-        rank, size, value, operator, out, large=LARGE_ARRAY, huge=_huge(machines), machines=machines
+        rank, size, value, operator, out, large=LARGE_ARRAY, huge=_huge(size, machines), machines=machines
     )
 
 
@@ -167,7 +172,7 @@ def reduce_scatter(
     packs = _can_be_packed(pieces, operator)
     if packs and _combine_first(machines) and not _takes_any_order(operator):
         return scattering.packed_halving(rank, size, pieces, operator, out)
-    if packs and sum(piece.nbytes for piece in pieces) > LARGE_ARRAY:
+    if packs and sum(piece.nbytes for piece in pieces) > max(LARGE_ARRAY, size * PART):
         if _takes_any_order(operator):
             return scattering.ring(rank, size, pieces, operator, out, machines=machines)
         return scattering.pairwise(rank, size, pieces, operator, out, at_once=AT_ONCE)
@@ -284,11 +289,13 @@ def _prefix(
     if size == 1:
         return finished(None if exclusive else reduction.apart(value, value))
     value, out = _plain(value), _unshared(out, value)
-    if size > FEW_RANKS and _is_large(value) and operator.keeps(value.dtype) and not _is_nested(machines):
+    nested = machines is not None and machines.nested
+    divides = size > FEW_RANKS and _is_large(value) and value.nbytes >= size * PART
+    if divides and operator.keeps(value.dtype) and not nested:
         return scanning.transposed(rank, size, value, operator, out, exclusive=exclusive, at_once=AT_ONCE)
     if _goes_directly(size, value, operator, machines):
         return direct.scan(rank, size, value, operator, out, exclusive=exclusive)
-    if operator.exact_for(value) and not _is_nested(machines):
+    if operator.exact_for(value) and not (nested and _nbytes(value) > SMALL_ARRAY):
         return scanning.doubling(rank, size, value, operator, out, exclusive=exclusive)
     if exclusive:
         return scanning.exclusive_sweeps(rank, size, value, operator, out)
@@ -304,16 +311,18 @@ def _goes_directly(size: int, value: Any, operator: Operator, machines: Machines
         return False
     if _combine_first(machines):
         return False
-    return not isinstance(value, np.ndarray) or value.nbytes <= SMALL_ARRAY
+    return _nbytes(value) <= SMALL_ARRAY
 
 
-def _is_nested(machines: Machines | None) -> TypeGuard[Machines]:
-    return machines is not None and machines.nested
+def _nbytes(value: Any) -> int:
+    """Bytes of an array; 0 for anything else, of which every rank may have more or less."""
+    return value.nbytes if isinstance(value, np.ndarray) else 0
 
 
-def _huge(machines: Machines | None) -> int | None:
+def _huge(size: int, machines: Machines | None) -> int | None:
     """Bytes above which an array is broadcast in parts; None where none is."""
-    return HUGE_ARRAY if machines is not None and len(machines.groups) >= MANY_MACHINES else None
+    many = machines is not None and len(machines.groups) >= MANY_MACHINES
+    return max(HUGE_ARRAY, size * PART) if many else None
 
 
 def _combine_first(machines: Machines | None) -> TypeGuard[Machines]:
@@ -327,7 +336,7 @@ def _takes_any_order(operator: Operator) -> bool:
 
 def _halves_well(size: int, machines: Machines | None) -> bool:
     """Whether Rabenseifner's algorithm moves as few bytes as a ring, over as few links between machines."""
-    return size & (size - 1) == 0 and (not _is_nested(machines) or machines.whole)
+    return size & (size - 1) == 0 and (machines is None or not machines.nested or machines.whole)
 
 
 def _can_be_packed(pieces: Sequence[Any], operator: Operator) -> bool:

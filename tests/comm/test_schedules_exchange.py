@@ -215,6 +215,7 @@ def test_the_way_a_reduce_scatter_goes():
         (8, 10, SUM, 8 * 3),  # halving
         (6, 10, SUM, 4 * 2 + 4),  # the same with two pairs folded
         (8, 5000, SUM, 8 * 7),  # pairwise
+        (16, 600, SUM, 16 * 4),  # large, but with too little for each rank: halving
         (8, 5000, ANY_ORDER, 8 * 7),  # ring
     ):
         pieces = np.ones((size, count))
@@ -411,6 +412,7 @@ def test_results_of_scans_are_apart_from_the_values(size):
         (8, 5, SUM, 8 * 3),  # doubling
         (8, 5, as_operator(text), 7 + 4),  # sweeps
         (8, np.ones(20_000), SUM, 8 * 7 * 2),  # transposed
+        (16, np.ones(10_000), SUM, 16 * 4),  # large, but with too little for each rank: doubling
         (8, np.ones(20_000), as_operator(mixed), 7 + 4),
     ],
 )

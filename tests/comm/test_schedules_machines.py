@@ -204,6 +204,12 @@ def test_reductions_combine_on_each_machine_first_where_they_may():
     assert len(run.messages) == 8 * 3  # as on one machine
 
 
+def test_scans_of_large_arrays_tell_the_last_rank_of_a_machine_only():
+    for value, expected in ((np.ones(3), 8), (LARGE, 3)):
+        run = simulate(lambda rank, v=value: choose.scan(rank, 8, v, SUM, machines=TWO_BY_FOUR), 8)
+        assert len(between(run, TWO_BY_FOUR)) == expected
+
+
 def test_large_pieces_enter_each_machine_once():
     for machines in (TWO_BY_FOUR, INTERLEAVED):
         run = simulate(lambda rank, m=machines: choose.allgather(rank, 8, LARGE, machines=m), 8)

@@ -6,7 +6,7 @@ one those of the reduction. What the others know of a subtree, its *last* rank k
 
 - `doubling`: in half the rounds, but a subtree is combined on each of its ranks. For exact operators.
 - `sweeps`: each combination is applied once, on one rank, and sent to those who need it. For every operator, and
-  where the subtrees are machines, because of each only the last rank tells others of it.
+  where messages between machines should be few.
 - `transposed`: each rank does it all for its own part of the elements. For large arrays.
 """
 
