@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from rmpi.comm.communicator import Comm
 from rmpi.comm.family import Family
 from rmpi.errors import ChannelClosed, LaunchError
-from rmpi.places.place import FD_VARIABLE, Place, inherited_fd
+from rmpi.places.place import FD_VARIABLE, Place, forget, inherited_fd
 from rmpi.transport.endpoint import Endpoint
 
 OTHER_LAUNCHERS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS", "WORLD_SIZE")
@@ -48,6 +48,13 @@ def init() -> Comm:
         fd = inherited_fd(os.environ)
         _world = _join(fd) if fd is not None else _alone(os.environ)
     return _world
+
+
+def begin_anew() -> None:
+    """In a fork that is to be a rank of another job: `init` joins that, whatever this process was before."""
+    global _forked, _world
+    _forked, _world = False, None
+    forget()
 
 
 def _join(fd: int) -> Comm:

@@ -108,6 +108,7 @@ class Plan:
         pythons: Interpreters to look for on other hosts, in this order.
         python: The interpreter on this machine.
         stdin_rank: The rank that gets standard input; -1 for none.
+        settle: Seconds between the first failure and that signal; see `SETTLE`.
         kill_grace: Seconds between the first signal that asks ranks to end, and SIGKILL.
         fork: Whether ranks may be forked from an interpreter that has imported NumPy and rmpi.
         preload: Modules that it imports besides.
@@ -125,6 +126,7 @@ class Plan:
     python: str = sys.executable
     stdin_rank: int = 0
     start_timeout: float = 60.0
+    settle: float = SETTLE
     kill_grace: float = 5.0
     fork: bool = True
     preload: tuple[str, ...] = ()
@@ -234,6 +236,11 @@ class Job:
     def running(self) -> bool:
         """Whether the ranks have been started."""
         return self._running
+
+    @property
+    def alive(self) -> frozenset[int]:
+        """The ranks that have started, and have not ended."""
+        return frozenset(self._alive)
 
     def run(self, started: Callable[[], None] = lambda: None) -> Outcome:
         """Start the job, and wait for its end; ``started`` is called when the ranks are.
@@ -492,10 +499,10 @@ class Job:
                 self._returned(rank, data, last)
             case Disagreement(text):
                 self.end(CRASHED, f"CollectiveMismatch: {text}")
-                self._loop.call_later(SETTLE, self.terminate)
+                self._loop.call_later(self._plan.settle, self.terminate)
             case Aborted(rank, host, code, text):
                 self.end(code, f"rank {rank} on {host} {text}")
-                self._loop.call_later(SETTLE, self.terminate)
+                self._loop.call_later(self._plan.settle, self.terminate)
 
     def output(self, endpoint: int, stream: int, data: bytes) -> None:
         self._show(HEAD, endpoint, stream, data)
@@ -567,7 +574,7 @@ class Job:
         else:
             failures.append(failure)
         if first and not self.outcome.reason:
-            self._loop.call_later(SETTLE, self.terminate)
+            self._loop.call_later(self._plan.settle, self.terminate)
 
     def _lingers(self, rank: int, host: str) -> None:
         """A rank crashed a while ago and does not end: a thread of it waits for others, who wait for it."""

@@ -53,7 +53,7 @@ def start_fresh(fork: Fork, fds: list[int]) -> None:
     plan = os.memfd_create("rmpi-place")
     with open(plan, "wb", closefd=False) as file:
         file.write(pack(fork))
-    _place_streams(fds)
+    place_streams(fds)
     for fd in (fds[3], plan):
         os.set_inheritable(fd, True)
     words = python_words(sys.executable, "birth", fds[3], plan)
@@ -102,7 +102,7 @@ def _names(fork: Fork) -> tuple[str, str]:
 
 def _settle(fork: Fork, fds: list[int]) -> Reporter:
     """Standard streams in their place, and the control socket where the program finds it."""
-    _place_streams(fds)
+    place_streams(fds)
     control = fds[3]
     os.set_inheritable(control, fork.kind == "command")
     os.environ["RMPI_FD"] = f"{control}:{os.fstat(control).st_ino}"
@@ -111,7 +111,7 @@ def _settle(fork: Fork, fds: list[int]) -> Reporter:
     return reporter_at(control)
 
 
-def _place_streams(fds: list[int]) -> None:
+def place_streams(fds: list[int]) -> None:
     """Move the first three descriptors to 0, 1 and 2, unless an exec has found them there."""
     for target, fd in enumerate(fds[:3]):
         if fd != target:

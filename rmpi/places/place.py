@@ -83,6 +83,17 @@ def reporter_at(fd: int) -> Reporter:
     return _reporter
 
 
+def reporter_of_this_process() -> Reporter | None:
+    """The reporter, where this process is a place."""
+    return _reporter
+
+
+def forget() -> None:
+    """In a fork that is to be a place of another job: what this process was before is not so any more."""
+    global _control, _reporter
+    _control = _reporter = None
+
+
 def inherited_fd(environ: Mapping[str, str]) -> int | None:
     """The control socket that this process was started with; None if it was not started by a node.
 

@@ -52,6 +52,18 @@ def outlive_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
 
 
+def reset_signals() -> None:
+    """In a fork: handle signals as an interpreter does that has just started."""
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals():
+        if number not in (signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGXFSZ):
+            try:
+                signal.signal(number, signal.SIG_DFL)
+            except (OSError, ValueError):  # those that the C library keeps for itself
+                pass
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def name_process(name: str, title: str) -> None:
     """What ``ps`` and ``top`` show: ``name``, its first 15 bytes, for ``comm``, and ``title`` for the command line.
 

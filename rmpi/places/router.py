@@ -354,7 +354,7 @@ class Router:
             case Ask(other, context, sequence):
                 return self._to_place(other, WhatCalled(context, sequence))
             case Crashed(kind, text, consequence):
-                self._last_words[endpoint] = text.strip().rpartition("\n")[2]
+                self._last_words[endpoint] = _last_words(text)
                 return [RankCrashed(rank, host, kind, text, consequence)]
             case Revoke(context, text):
                 return self._to_everyone(Broken(context, "ChannelClosed", text))
@@ -435,6 +435,12 @@ class Router:
         if self._is_mine(endpoint):
             return [Tell(endpoint, message)]
         return [Send(node_of(endpoint), ToPlace(endpoint, pack(message)))]
+
+
+def _last_words(text: str) -> str:
+    """How a traceback ends: its exception. What an assert explains stands indented behind that."""
+    lines = text.strip().split("\n")
+    return next((line for line in reversed(lines) if not line[:1].isspace() and line), lines[-1])
 
 
 LOST = 125

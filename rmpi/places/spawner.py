@@ -36,6 +36,7 @@ from rmpi.places.processes import (
     name_process,
     outlive_parent,
     python_words,
+    reset_signals,
 )
 from rmpi.places.zygote import import_ahead, renew_secrets
 
@@ -89,14 +90,7 @@ class Spawner:
             self._control.send(Forked(message.endpoint, pid))
             return False
         die_with_parent(parent)
-        signal.set_wakeup_fd(-1)
-        for number in signal.valid_signals():
-            if number not in (signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGXFSZ):
-                try:
-                    signal.signal(number, signal.SIG_DFL)
-                except (OSError, ValueError):  # those that the C library keeps for itself
-                    pass
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        reset_signals()
         return True
 
     def _give_back(self, fds: Iterable[int]) -> None:
