@@ -235,6 +235,7 @@ def _run_job(
         python=python,
         start_timeout=options.start_timeout,
         kill_grace=options.kill_grace,
+        on_deadlock=options.on_deadlock,
         fork=options.fork,
         preload=options.preload,
     )

@@ -30,6 +30,9 @@ NOBODY_READS = 128 + signal.SIGPIPE
 UNWRITABLE = 125
 """Exit code when the output cannot be written: that of every failure of our own."""
 
+LAST_CHANCE = 0.5
+"""Seconds for ranks to say where they were when time was up, before they are asked to end by SIGTERM."""
+
 STOP_DELAY = 0.05
 """Seconds for the threads of ssh sessions to pass Ctrl-Z on, before this process stops too."""
 
@@ -141,8 +144,10 @@ class Run:
             self._job.kill()
 
     def _time_is_up(self) -> None:
+        """Have every rank say where it is, as for Ctrl-C, and end it."""
         self._job.end(TIME_LIMIT, f"time is up: {self._timeout:g} s have passed (--timeout)")
-        self._job.terminate()
+        self._job.ask(signal.SIGINT)
+        self._job.loop.call_later(LAST_CHANCE, self._job.terminate)
 
     def _nobody_reads(self, error: OSError) -> None:
         self._job.end(*_unwritable(error))

@@ -52,6 +52,7 @@ class Options:
         timeout: Seconds the job may take; None is no limit.
         start_timeout: Seconds until every rank must have started.
         kill_grace: Seconds between asking ranks to end and killing them; 0 kills at once.
+        on_deadlock: Whether ranks that wait for each other for ever raise an error, or are only reported, or neither.
         dry_run: Show the plan, start nothing.
         tag_output: Whether lines are labelled with their rank.
         rsh_agent: The command that takes the place of ssh, unsplit.
@@ -76,6 +77,7 @@ class Options:
     timeout: float | None = None
     start_timeout: float = 60.0
     kill_grace: float = 5.0
+    on_deadlock: Literal["abort", "report", "off"] = "abort"
     dry_run: bool = False
     tag_output: bool | None = None
     rsh_agent: str | None = None
@@ -169,6 +171,12 @@ def _some_seconds(word: str) -> float:
 def _policy(word: str) -> str:
     if word not in ("strict", "accept-new", "off"):
         raise ValueError("is not one of strict, accept-new, off")
+    return word
+
+
+def _deadlock(word: str) -> str:
+    if word not in ("abort", "report", "off"):
+        raise ValueError("is not one of abort, report, off")
     return word
 
 
@@ -413,6 +421,20 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
                 ("DUR",),
                 _seconds,
                 "10s",
+            ),
+        ),
+    ),
+    (
+        "When all ranks wait for each other",
+        (
+            Option(
+                ("--on-deadlock",),
+                "on_deadlock",
+                "abort: they raise Deadlock, which says who waits for whom, and where (default); report: say that "
+                "once, and let them wait; off: do not look",
+                ("WHAT",),
+                _deadlock,
+                "report",
             ),
         ),
     ),

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from rmpi.places.wording import ranks_text
@@ -264,6 +264,7 @@ def failure_block(root: Failure, others: Iterable[Failure], size: int) -> str:
 
     From the least interesting to the most: who only fell because of ``root``, who failed on its own
     afterwards, and ``root``, the failure that came first. A traceback that several ranks share is shown once.
+    Of a `Deadlock` the text is enough: it says of every rank where it was, and every rank raised it.
 
     Args:
         root: The failure that came first.
@@ -271,8 +272,9 @@ def failure_block(root: Failure, others: Iterable[Failure], size: int) -> str:
         size: Ranks of the job.
     """
     fallen: list[Failure] = []
+    root = _condensed(root)
     kinds: dict[tuple[str, bool], list[Failure]] = {_sameness(root): [root]}
-    for each in sorted(others, key=lambda each: each.rank):
+    for each in sorted(map(_condensed, others), key=lambda each: each.rank):
         if each.rank != root.rank:
             kind = fallen if _only_fell(each) else kinds.setdefault(_sameness(each), [])
             kind.append(each)
@@ -281,14 +283,24 @@ def failure_block(root: Failure, others: Iterable[Failure], size: int) -> str:
 
 
 _RANK_FAILED = re.compile(r"^(?:rmpi\.errors\.)?RankFailed: ", re.MULTILINE)
+_DEADLOCK = re.compile(r"^(?:rmpi\.errors\.)?(Deadlock: .*)", re.MULTILINE | re.DOTALL)
+
+
+def _last_exception(traceback: str) -> str:
+    return traceback.rpartition("Traceback (most recent call last):")[2]
 
 
 def _only_fell(failure: Failure) -> bool:
     """Whether its last exception is `RankFailed`: not its own failure, but the news of another's."""
     if failure.stopped or failure.traceback is None:
         return failure.stopped
-    last = failure.traceback.rpartition("Traceback (most recent call last):")[2]
-    return _RANK_FAILED.search(last) is not None
+    return _RANK_FAILED.search(_last_exception(failure.traceback)) is not None
+
+
+def _condensed(failure: Failure) -> Failure:
+    """Without its traceback, if its last exception is `Deadlock`."""
+    found = _DEADLOCK.search(_last_exception(failure.traceback)) if failure.traceback is not None else None
+    return replace(failure, traceback=found[1]) if found else failure
 
 
 def _sameness(failure: Failure) -> tuple[str, bool]:

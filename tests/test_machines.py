@@ -256,6 +256,34 @@ def test_ctrl_c_reaches_ranks_on_all_machines(waiting: Any, cluster: Cluster) ->
     nothing_left(cluster[0], cluster[1], cluster[2])
 
 
+def test_ranks_of_several_machines_that_wait_for_each_other_are_told_so(cluster: Cluster, hostfile: str) -> None:
+    """After messages of all sizes over the network, also in both directions of connections that two have dialled."""
+    script = """
+import numpy as np, rmpi, sys, time
+comm = rmpi.init()
+for turn in range(60):
+    for step in range(1, 4):
+        value = np.zeros((turn % 5) ** 7)
+        comm.sendrecv(value, (comm.rank + step) % 4, (comm.rank - step) % 4)
+    comm.allreduce(np.ones(10 ** (turn % 6)))
+if comm.rank == 3:
+    time.sleep(1)
+    print("waits", flush=True)
+comm.recv((comm.rank + 1) % 4, tag=5)
+"""
+    path = everywhere(cluster, "deadlock.py", script)
+    with cluster.popen(
+        cluster[0], [*RUN, "-f", hostfile, path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as job:
+        assert job.stdout is not None
+        assert job.stdout.readline() == "waits\n"
+        code, errors, _ = ended(job, within=4.0)
+    assert code == 1
+    assert errors.count("Deadlock") == 1
+    assert "rank 3 waits for rank 0 in recv(source=0, tag=5) at /run/deadlock.py:12" in errors
+    assert errors.endswith("cycle: 0 → 1 → 2 → 3 → 0\n")
+
+
 def test_all_bad_hosts_are_reported_in_one_table(cluster: Cluster) -> None:
     job = run(cluster, "-H", "n1,nowhere,n0:1,10.77.0.99,n2", "--start-timeout", "15", "-n", "5", "hostname")
     assert job.returncode == 125

@@ -61,12 +61,14 @@ from rmpi.places.router import (
     Aborted,
     Announcement,
     Book,
+    Deadlocked,
     Disagreement,
     NodeLost,
     NodeSaid,
     RankCrashed,
     RankEnded,
     RankReturned,
+    Undelivered,
 )
 
 SETTLE = 0.3
@@ -110,6 +112,8 @@ class Plan:
         stdin_rank: The rank that gets standard input; -1 for none.
         settle: Seconds between the first failure and that signal; see `SETTLE`.
         kill_grace: Seconds between the first signal that asks ranks to end, and SIGKILL.
+        on_deadlock: ``"abort"``: ranks that wait for each other for ever raise `Deadlock`; ``"report"``: they are left
+            alone, and the user is told; ``"off"``: nobody looks.
         fork: Whether ranks may be forked from an interpreter that has imported NumPy and rmpi.
         preload: Modules that it imports besides.
         own: What hosts have for themselves, by name.
@@ -128,6 +132,7 @@ class Plan:
     start_timeout: float = 60.0
     settle: float = SETTLE
     kill_grace: float = 5.0
+    on_deadlock: str = "abort"
     fork: bool = True
     preload: tuple[str, ...] = ()
     own: dict[str, Surroundings] = field(default_factory=dict)
@@ -325,6 +330,7 @@ class Job:
         for node in self._host_of_node:
             self._ask(node, self._begin_for(node, doors))
         self._await_answers(deadline)
+        self._node.router.seeks_deadlocks = self._plan.on_deadlock != "off"
 
     def _hosts(self) -> tuple[str, ...]:
         """Names of hosts, by rank."""
@@ -503,6 +509,12 @@ class Job:
             case Aborted(rank, host, code, text):
                 self.end(code, f"rank {rank} on {host} {text}")
                 self._loop.call_later(self._plan.settle, self.terminate)
+            case Deadlocked(text) if self._plan.on_deadlock == "abort":
+                self._node.act(self._node.router.condemn(text))
+            case Deadlocked(text):
+                self._watcher.warn(f"Deadlock: {text}")
+            case Undelivered(text):
+                self._watcher.warn(text)
 
     def output(self, endpoint: int, stream: int, data: bytes) -> None:
         self._show(HEAD, endpoint, stream, data)

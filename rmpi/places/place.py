@@ -53,9 +53,9 @@ from rmpi.places.messages import (
     WhatCalled,
 )
 from rmpi.places.reporter import Reporter
+from rmpi.places.witness import Witness, only_these_threads
 
 if TYPE_CHECKING:
-    from rmpi.places.witness import Witness
     from rmpi.transport.endpoint import Endpoint
 
 FD_VARIABLE = "RMPI_FD"
@@ -187,8 +187,6 @@ class Place:
         return endpoint
 
     def _make_witness(self) -> Witness:
-        from rmpi.places.witness import Witness, only_these_threads
-
         self.endpoint.stays.quiet = only_these_threads
         self.endpoint.stays.descriptors.add(self._control.fileno())
         return Witness(self.endpoint, self._tell, self.welcome.members.index, self._called)

@@ -246,7 +246,7 @@ def test_waiting_for_a_rank_that_has_ended_well_raises_after_its_last_message(jo
 
 
 def test_a_killed_rank_takes_its_job_and_its_daemons_along(jobs: Jobs) -> None:
-    job = jobs.start("-n", 2, jobs.script(DAEMON.format(then="comm.recv(1 - comm.rank)")))
+    job = jobs.start("-n", 2, jobs.script(DAEMON.format(then="comm.recv(1 - comm.rank, timeout=60)")))
     daemons_run(job)
     os.kill(job.ranks()[1], signal.SIGKILL)
     done = job.wait()
@@ -257,7 +257,7 @@ def test_a_killed_rank_takes_its_job_and_its_daemons_along(jobs: Jobs) -> None:
 
 @pytest.mark.parametrize("victim", ["spawner", "launcher"])
 def test_nothing_is_left_when_the_spawner_or_the_launcher_is_killed(victim: str, jobs: Jobs) -> None:
-    job = jobs.start("-n", 2, jobs.script(DAEMON.format(then="comm.recv(1 - comm.rank)")))
+    job = jobs.start("-n", 2, jobs.script(DAEMON.format(then="comm.recv(1 - comm.rank, timeout=60)")))
     daemons_run(job)
     os.kill(job.spawner() if victim == "spawner" else job.pid, signal.SIGKILL)
     eventually(lambda: not jobs.processes(), "nothing left", SOON * patience())
@@ -271,7 +271,9 @@ def test_nothing_is_left_when_the_spawner_or_the_launcher_is_killed(victim: str,
 
 
 def test_a_stopped_spawner_does_not_keep_the_job_alive(jobs: Jobs) -> None:
-    job = jobs.start("-n", 2, "--kill-grace", 0, jobs.script(DAEMON.format(then="comm.recv(1 - comm.rank)")))
+    job = jobs.start(
+        "-n", 2, "--kill-grace", 0, jobs.script(DAEMON.format(then="comm.recv(1 - comm.rank, timeout=60)"))
+    )
     daemons_run(job)
     os.kill(job.spawner(), signal.SIGSTOP)
     job.signal(signal.SIGTERM)
@@ -310,7 +312,7 @@ def test_ctrl_c_is_a_keyboard_interrupt_in_every_rank(jobs: Jobs) -> None:
         comm.barrier()
         try:
             print("ready", flush=True)
-            comm.recv(comm.rank)
+            comm.recv(comm.rank, timeout=60)
         finally:
             print("cleaned up")
         """
@@ -322,7 +324,7 @@ def test_ctrl_c_is_a_keyboard_interrupt_in_every_rank(jobs: Jobs) -> None:
     assert (done.code, done.out.count("cleaned up")) == (130, 3)
     assert done.after < at_once()
     assert done.err.count("KeyboardInterrupt") == 1
-    assert "comm.recv(comm.rank)" in done.err
+    assert "comm.recv(comm.rank, timeout=60)" in done.err
     assert "ranks 0-2 of 3" in done.err
     assert done.err.endswith("KeyboardInterrupt\nrmpi-run: interrupted\n")
 
