@@ -322,6 +322,18 @@ def a_relocated_payload_goes_on_in_other_memory(pair: Pair) -> None:
 
 
 @_property
+def both_ends_count_alike(pair: Pair) -> None:
+    """What waits, and what is on its way, has been sent and not been taken; in the end all of it has been."""
+    pair.a.send(_eager(1, _bytes(100, 1)))
+    _expect(pair.a.sent() > pair.b.taken(), "what was sent counts as taken, or not as sent")
+    transfer = pair.stream(_bytes(SEVERAL_MIB, 2))
+    _expect(pair.a.sent() > pair.b.taken(), "what waits counts as taken, or not as sent")
+    pair.until(lambda: transfer.done and _landed(pair.at_b) == SEVERAL_MIB, "the stream")
+    _expect(pair.a.sent() == pair.b.taken() > 0, f"{pair.a.sent()} sent, and {pair.b.taken()} taken")
+    _expect(pair.b.sent() == pair.a.taken() == 0, f"{pair.b.sent()} sent, and {pair.a.taken()} taken")
+
+
+@_property
 def what_is_settled_has_left_this_process(pair: Pair) -> None:
     _expect(pair.a.settled(), "a link that has sent nothing is not settled")
     pair.stream(_bytes(4 * SEVERAL_MIB, 1))
