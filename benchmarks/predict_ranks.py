@@ -17,6 +17,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -66,13 +67,13 @@ def link(comm: Comm, batches: int) -> dict[str, Any]:
 def core(comm: Comm, batches: int) -> dict[str, float]:
     """Seconds of a call that has nobody to talk to, of combining two small arrays, and for each byte of larger ones."""
     mine, out = np.zeros(1), np.empty(1)
-    calls = [
+    calls: list[Callable[[], Any]] = [
         comm.barrier,
-        lambda: comm.broadcast(mine),
-        lambda: comm.reduce(mine, out=out),
-        lambda: comm.allgather(mine),
+        partial(comm.broadcast, mine),
+        partial(comm.reduce, mine, out=out),
+        partial(comm.allgather, mine),
     ]
-    combining = [_per_step(lambda a=a: SUM.combine(a, a, into=a), batches) for a in (mine, np.zeros(COMBINED // 8))]  # type: ignore[misc]
+    combining = [_per_step(partial(SUM.combine, a, a, a), batches) for a in (mine, np.zeros(COMBINED // 8))]
     return {
         "call": statistics.mean(_per_step(call, batches) for call in calls),
         "combine": combining[0],
@@ -141,7 +142,7 @@ def _late(rank: int, seconds: float) -> Schedule[float]:
 
 
 def _drive(comm: Comm, schedule: Schedule[Any]) -> Any:
-    return comm._driver.run(_PROBE, schedule, None)
+    return comm._driver.run((_PROBE, schedule, None), None)
 
 
 def _ping(comm: Comm, value: Any, batches: int) -> float:
