@@ -54,8 +54,7 @@ def import_ahead(kind: str, target: str, preload: Sequence[str]) -> str | None:
             import_module(name)
         except Exception as error:
             return f"importing {name} failed: {type(error).__name__}: {error}"
-    if sys.modules["rmpi.transport.media"].why_no_shm() is None:
-        import_module("rmpi.transport.shm")
+    import_media()
     if threads := _lasting_threads():
         return f"importing numpy started {_counted(threads)}"
     with _importing_from(import_root(kind, target, str(Path.cwd()))):
@@ -66,6 +65,13 @@ def import_ahead(kind: str, target: str, preload: Sequence[str]) -> str | None:
     gc.collect()
     gc.freeze()
     return None
+
+
+def import_media() -> None:
+    """Import what ranks of this machine will talk over."""
+    media = import_module("rmpi.transport.media")
+    if media.why_no_shm() is None:
+        import_module("rmpi.transport.shm")
 
 
 def renew_secrets() -> None:

@@ -19,16 +19,19 @@ stay locked for ever in the forks; libraries that hold such (or a GPU) need ``st
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 import signal
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 from rmpi.comm.bootstrap import begin_anew, init
@@ -48,7 +51,7 @@ from rmpi.places.messages import Begin, Fork, Forked, Message, Reaped, Signal, U
 from rmpi.places.node import MakeParent
 from rmpi.places.place import FD_VARIABLE, reporter_at
 from rmpi.places.processes import die_with_parent, kill_groups, name_process, reset_signals
-from rmpi.places.zygote import renew_secrets
+from rmpi.places.zygote import import_media, renew_secrets
 
 T = TypeVar("T")
 
@@ -63,6 +66,9 @@ STACKS_VARIABLE = "RMPI_TEST_STACKS"
 
 SETTLE = 1.0
 """Seconds for ranks to report what the first failure did to them. Tests run on busy machines."""
+
+INTERRUPTING = (signal.SIGINT, signal.SIGALRM, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals whose handlers may raise: Ctrl-C, and the time limits of test runners."""
 
 QUIET = 0.1
 """Seconds without another line after which stacks are taken for complete."""
@@ -162,7 +168,8 @@ class Course:
         self._asked = 0.0
 
     def run(self) -> Run:
-        outcome = self._job.run(self._started)
+        with _Handlers(self._job.loop):
+            outcome = self._job.run(self._started)
         stacks = None if self._late is None else {rank: read_stack(self._stacks, rank) for rank in self._late}
         return Run(outcome, self._told, stacks)
 
@@ -210,6 +217,46 @@ class Course:
         """Their failures will tell."""
 
 
+class _Handlers:
+    """While ranks run: signal handlers of this process run between two steps of the loop, and the second that raises
+    only after all has been closed. A handler that raised in the middle of a step would leave open what that had opened.
+    """
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._before: dict[int, Callable[[int, FrameType | None], Any]] = {}
+        self._later: list[tuple[int, FrameType | None]] = []
+        self._raised = False
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is not threading.main_thread():  # no handler runs here
+            return
+        for number in INTERRUPTING:
+            handler = signal.getsignal(number)
+            if callable(handler):
+                self._before[number] = handler
+                signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._loop.post(partial(self._handle, number, frame))
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._raised:
+            self._later.append((number, frame))
+            return
+        try:
+            self._before[number](number, frame)
+        except BaseException:
+            self._raised = True
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        for number, frame in self._later:
+            self._before[number](number, frame)
+
+
 def _no_booter() -> Booter:
     raise AssertionError("ranks of a test run on this machine")
 
@@ -228,8 +275,8 @@ def stack_file(directory: Path, rank: int) -> Path:
 
 def write_stack_when_asked(directory: str, rank: int) -> None:
     """In a rank: from now on `STACK_SIGNAL` writes the stacks of all threads. The file stays open."""
-    file = stack_file(Path(directory), rank).open("w")
-    faulthandler.register(STACK_SIGNAL, file=file, all_threads=True)
+    fd = os.open(stack_file(Path(directory), rank), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    faulthandler.register(STACK_SIGNAL, file=fd, all_threads=True)
 
 
 def read_stack(directory: Path, rank: int) -> str:
@@ -281,6 +328,7 @@ class _Parent:
         ended: Callable[[bool], None],
     ) -> None:
         make_room(len(begin.places))
+        import_media()
         self._become = become
         self._loop = loop
         self._said = said
@@ -373,6 +421,7 @@ def _signal(pid: int, number: int) -> None:
 
 def _be_rank(body: Body, stacks: str, fork: Fork, fds: Sequence[int]) -> NoReturn:
     """Become the rank, do what is to be done, and leave."""
+    gc.freeze()  # or the collector's first pass would write to, and so copy, every page
     os.setsid()
     reset_signals()
     place_streams(list(fds))

@@ -136,6 +136,9 @@ def _logged(item: pytest.Item) -> Iterator[io.StringIO]:
 
 # ---------------------------------------------------------------------- in a rank that was not forked
 
+REWRITING = "ignore:Module already imported so cannot be rewritten; rmpi:pytest.PytestAssertRewriteWarning"
+"""pytest would explain our own asserts too, and says so when it comes too late. A rank has us before it has pytest."""
+
 PROGRAM = "from rmpi.testing.on_ranks import main; main()"
 
 
@@ -274,7 +277,8 @@ def _words(item: pytest.Function) -> list[str]:
     words += ["-c", str(config.inipath)] if config.inipath is not None else []
     words += [word for name in config.getoption("plugins") or () for word in ("-p", name)]
     words += [word for pair in config.getoption("override_ini") or () for word in ("-o", pair)]
-    words += ["-p", "no:cacheprovider"]
+    words += [word for text in config.getoption("pythonwarnings") or () for word in ("-W", text)]
+    words += ["-W", REWRITING, "-p", "no:cacheprovider"]
     for name, word in (("timeout", "--timeout=0"), ("xdist", "-n0")):
         words += [word] if config.pluginmanager.hasplugin(name) else []
     return words
