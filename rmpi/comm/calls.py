@@ -35,11 +35,11 @@ Op = Operator | Callable[[Any, Any], Any]
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Who calls: the ``rank`` of ``size``, and on which ``machines`` they are, if it is more than one."""
+    """Who calls: the ``rank`` of ``size``, and on which ``machines`` they are."""
 
     rank: int
     size: int
-    machines: Machines | None = None
+    machines: Machines
 
     def root(self, root: int) -> int:
         """``root`` as a plain number."""

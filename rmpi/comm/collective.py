@@ -37,8 +37,7 @@ class Collectives(PointToPoint):
     def __init__(self, family: Family, members: Sequence[int], context: int, machines: Sequence[Hashable]) -> None:
         """``machines`` names the machine of each rank: equal names are one machine."""
         super().__init__(family, members, context)
-        found = Machines.of(tuple(machines))
-        self._group = Group(self.rank, self.size, found if found.nested else None)
+        self._group = Group(self.rank, self.size, Machines.of(tuple(machines)))
         self._driver = Driver(self._endpoint, family.keeper, members, context)
         family.add(self._driver)
 

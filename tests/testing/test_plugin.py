@@ -251,7 +251,7 @@ def test_hang(comm):
             "where rank 0 had got to:",
             '  File "*test_a_hang*.py", line 7 in test_hang',
             "where ranks 1-2 had got to:",
-            '  File "*communicator.py", line * in recv',
+            '  File "*point_to_point.py", line * in recv',
             '  File "*test_a_hang*.py", line 8 in test_hang',
             "FAILED *test_hang?3 ranks? - 3 ranks had not all ended after 1.5 s",
         ]
