@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test check soak bench predict clean
+.PHONY: demo test check soak huge bench predict clean
 
 $(BIN)/rmpi-run: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -23,6 +23,9 @@ check: $(BIN)/rmpi-run        ## lint and types
 
 soak: $(BIN)/rmpi-run         ## the concurrent tests, fifty times; about half an hour
 	for i in $$(seq 50); do $(BIN)/python -m pytest -q -x tests/transport tests/comm tests/launcher || exit 1; done
+
+huge: $(BIN)/rmpi-run        ## messages of 2 GiB and more; minutes, and 13 GiB of memory
+	RMPI_HUGE=1 $(BIN)/python -m pytest -q tests/comm/test_huge.py
 
 bench: $(BIN)/rmpi-run        ## against MPICH and Open MPI; each link; k-means; on an idle machine, a quarter of an hour
 	$(BIN)/python benchmarks/compare.py
