@@ -145,6 +145,15 @@ def test_kmeans_gives_the_same_bits_on_three_machines_and_on_one(cluster: Cluste
     assert checksum(three.stdout) == checksum(one.stdout)
 
 
+@pytest.mark.parametrize("ranks", [3, 4])
+def test_random_programs_of_collectives_give_what_a_sequential_program_gives(
+    cluster: Cluster, hostfile: str, ranks: int
+) -> None:
+    program = str(ROOT / "tests" / "comm" / "programs.py")
+    job = run(cluster, "-q", "-f", hostfile, "-n", str(ranks), program, str(ranks), "40")
+    assert (job.returncode, job.stdout, job.stderr) == (0, "ok\n" * ranks, "")
+
+
 def test_ranks_run_where_the_hostfile_says_and_are_named_after_it(cluster: Cluster, hostfile: str) -> None:
     job = run(cluster, "-f", hostfile, "-l", "-c", "import rmpi, socket; print(rmpi.init().rank, socket.gethostname())")
     assert sorted(job.stdout.splitlines()) == ["[0@n0] 0 n0", "[1@n1] 1 n1", "[2@n2] 2 n2", "[3@n2] 3 n2"], job.stderr
