@@ -54,12 +54,15 @@ WIRE_LATENCY = 5e-6
 PORT = 1 / 12.5e9
 """Seconds per byte that all ranks of a machine share: 100 Gbit/s. Assumed."""
 
-SIZES = [2, 4, 8, 16, 32, 64, 100, 128, 256, 512, 1000, 1024, 2048, 4096, 5000, 8192, 16384, 65536]
+SIZES = [2, 4, 8, 16, 32, 64, 100, 128, 256, 512, 1000, 1024, 4096, 5000, 16384, 65536]
 SHOWN = [2, 8, 32, 64, 256, 512, 1000, 1024, 4096, 16384, 65536]
 """Those in the table; the plot has all."""
 
 MOST_MESSAGES = 2_200_000
 """That a run may be expected to have; each takes some 20 µs to simulate."""
+
+MOST_ON_TWO_LEVELS = 400_000
+"""The same for algorithms of two levels: those that send as many as the others are also much like them."""
 
 MOST_ROUNDS = 600
 """Messages that each rank may be expected to send: n rounds of n ranks are simulated for so many ranks."""
@@ -109,7 +112,7 @@ class Effort:
 
 
 QUICK = Effort(repeats=1, batches=3, batch=0.03, most_ranks=1024)
-DEFAULT = Effort(repeats=3, batches=7, batch=0.15, most_ranks=65536)
+DEFAULT = Effort(repeats=3, batches=7, batch=0.1, most_ranks=65536)
 
 # --- Measuring -----------------------------------------------------------------------------------------------------
 
@@ -170,18 +173,19 @@ def fitted(taken: dict[str, Any]) -> tuple[Network, dict[str, float]]:
 def fitted_level(taken: dict[str, Any]) -> Level:
     """o is seen directly, L is the rest of a small message, and G and the round trip are fitted to larger ones.
 
+    Where both work on a message at the same time, their o together may exceed what it takes; then each is half of it.
     The fit is of least squares of relative errors. A round trip that comes out negative is none.
     """
-    overhead = (taken["send"] + taken["recv"]) / 2
     sizes = np.array([int(size) for size in taken["ping"]])
     seconds = np.array(list(taken["ping"].values()))
-    small = seconds[0]
+    small = float(seconds[0])
+    overhead = min(taken["send"] + taken["recv"], small) / 2
     rest, columns = seconds[1:], [sizes[1:] - sizes[0], sizes[1:] > EAGER_LIMIT]
     byte_gap, rendezvous = _fit(columns, rest - small, rest)
     if rendezvous < 0:
         (byte_gap,), rendezvous = _fit(columns[:1], rest - small, rest), 0.0
     return Level(
-        latency=max(0.0, float(small) - 2 * overhead),
+        latency=small - 2 * overhead,
         overhead=overhead,
         gap=taken["stream"],
         byte_gap=float(byte_gap),
@@ -290,7 +294,7 @@ def seconds_by_size(curve: Curve, network: Network, most_ranks: int) -> dict[int
     found: dict[int, float] = {}
     messages: dict[int, int] = {}
     for size in SIZES:
-        if size > most_ranks or not is_feasible(curve.row, size, expected(messages, size)):
+        if size > most_ranks or not is_feasible(curve, size, expected(messages, size)):
             break
         where = [rank // RANKS_PER_MACHINE for rank in range(size)]
         cost = cost_of(curve.row, size, network, where, two_levels=curve.two_levels)
@@ -299,11 +303,12 @@ def seconds_by_size(curve: Curve, network: Network, most_ranks: int) -> dict[int
     return found
 
 
-def is_feasible(row: Row, size: int, messages: float) -> bool:
+def is_feasible(curve: Curve, size: int, messages: float) -> bool:
+    most = MOST_ON_TWO_LEVELS if curve.two_levels else MOST_MESSAGES
     return (
-        messages <= min(MOST_MESSAGES, MOST_ROUNDS * size)
-        and row.result_bytes(size) <= MOST_RESULT
-        and row.references(size) <= MOST_REFERENCES
+        messages <= min(most, MOST_ROUNDS * size)
+        and curve.row.result_bytes(size) <= MOST_RESULT
+        and curve.row.references(size) <= MOST_REFERENCES
     )
 
 
@@ -312,7 +317,8 @@ def expected(messages: dict[int, int], size: int) -> float:
     if len(messages) < 2:
         return 0.0
     (before, less), (last, more) = list(messages.items())[-2:]
-    return float(more * (size / last) ** max(1.0, log(more / less) / log(last / before)))
+    power = log(more / less) / log(last / before)
+    return float(more * (size / last) ** min(2.0, max(1.0, power)))
 
 
 # --- What is said about it -----------------------------------------------------------------------------------------

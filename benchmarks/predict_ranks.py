@@ -184,7 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="One rank of what predict.py measures; started by it.")
     parser.add_argument("what", choices=["link", "ping", "core", "collectives"])
     parser.add_argument("--batches", type=int, default=7)
-    parser.add_argument("--batch", type=float, default=0.15, help="seconds for each row")
+    parser.add_argument("--batch", type=float, default=0.1, help="seconds for each row")
     options = parser.parse_args()
     comm = rmpi.init()
     tasks: dict[str, Callable[[], Any]] = {
