@@ -26,6 +26,7 @@ from rmpi.places.messages import (
     Left,
     LinkTo,
     Ping,
+    Returned,
     Revoke,
     Stop,
     ToPlace,
@@ -47,6 +48,7 @@ from rmpi.places.router import (
     PlaceExited,
     PlaceSaid,
     RankCrashed,
+    RankReturned,
     RankEnded,
     Router,
     Send,
@@ -242,6 +244,20 @@ def test_a_crash_is_announced_with_rank_and_host():
         (HEAD, RankCrashed(0, "head", "ValueError", "Traceback …", False)),
         (HEAD, RankCrashed(4, "two", "RankFailed", "Traceback …", True)),
     ]
+
+
+def test_what_a_rank_s_function_returned_is_announced_piece_by_piece():
+    job = Job()
+    job.says(E, Returned(b"one", False))
+    job.says(E, Returned(b"two", True))
+    assert job.done == [(HEAD, RankReturned(4, b"one", False)), (HEAD, RankReturned(4, b"two", True))]
+
+
+def test_the_others_hear_the_exception_and_not_what_an_assert_explains_below_it():
+    job = Job()
+    job.says(A, Crashed("AssertionError", "Traceback …\nAssertionError: assert 1 == 2\n  more about it\n", False))
+    job.exits(A, 1)
+    assert [ended.cause for ended in job.told[B]] == ["AssertionError: assert 1 == 2"]
 
 
 # -- disagreement -------------------------------------------------------------------------------------------
