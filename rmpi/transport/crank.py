@@ -214,9 +214,12 @@ class Crank:
                     self._lead_on()
             if follower is None:
                 try:
-                    return self._lead(operation, deadline)
+                    done = self._lead(operation, deadline)
                 finally:
                     self._hand_over()
+                if self.attention:  # others may wait for what goes on now, and the next call may be long in coming
+                    self._after()
+                return done
             try:
                 self._sleep(deadline, follower.acquire, True)
             except BaseException:
