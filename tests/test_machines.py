@@ -341,3 +341,18 @@ print((theirs == mine + 1 - 2 * comm.rank).all())
 """
     job = run(cluster, "-H", "n1,n2", "-c", code)
     assert job.stdout.splitlines() == ["True", "True"], job.stderr
+
+
+def test_a_rank_that_works_while_its_next_block_comes_waits_less() -> None:
+    """Over TCP at a limited rate, where the kernels move the bytes. Best of three: others may use these cores too."""
+    need_cluster()
+    with Cluster(2) as cluster:
+        for machine in cluster.machines:
+            cluster.limit(machine, "80mbit")
+        for _ in range(3):
+            job = run(cluster, "-q", "-H", f"{cluster[0].name},{cluster[1].name}", str(ROOT / "examples/pipeline.py"))
+            assert job.returncode == 0, job.stderr
+            in_turn, _, overlapped = map(float, re.findall(r"s, (\S+) of them waiting", job.stdout))
+            if overlapped < 0.7 * in_turn:
+                return
+        pytest.fail(job.stdout)

@@ -48,6 +48,21 @@ def test_kmeans_of_a_picture_gives_the_same_centroids_on_any_number_of_ranks(tmp
     assert (tmp_path / "china-4-colours.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    ("ranks", "example", "last"),
+    [
+        (4, "stencil.py", "wrote stencil.png"),
+        (3, "sort.py", "as NumPy sorts them: yes"),
+        (4, "matvec.py", r"off by \S+ from numpy\.linalg\.solve"),
+        (2, "montecarlo.py", r"the formula .* standard errors away"),
+        (4, "wordfreq.py", "as counted by one rank alone: yes"),
+        (3, "pipeline.py", "as made by one rank alone: yes"),
+    ],
+)
+def test_larger_examples_find_their_results_right(ranks: int, example: str, last: str, tmp_path: Path) -> None:
+    assert re.fullmatch(last, launch(ranks, example, cwd=tmp_path)[-1])
+
+
 def test_a_mistake_in_the_arguments_ends_the_job_with_2_and_one_message(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "launcher", "-q", "-n", "3", str(EXAMPLES / "kmeans.py"), "--k", "0"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False)
