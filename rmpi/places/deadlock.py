@@ -10,7 +10,9 @@ doi:10.1007/BF01782776). The first are the reports that ranks make by themselves
 rank it asks all of them again, and only then. If all answer as before, there was a moment, between the last report and
 the first question, at which every rank was blocked with the counts that it gave. If what each had sent to each other
 was consumed, nothing was on its way at that moment: no rank has anything left to act on, and none acts by itself. So
-nothing will ever happen.
+nothing will ever happen. (For messages the second wave alone would do, because they are counted by pair: equal counts
+make the answers a consistent cut with empty channels. But what routers say is not counted. It reaches a rank before the
+question does, and whatever comes of it shows in the answer.)
 
 Where a wave fails, ranks moved meanwhile, and the answers take the place of the reports. Every rank that was asked, and
 stays blocked, reports once more after a while; when all have, they are asked again. If counts did agree, only not with
