@@ -53,7 +53,6 @@ class Comm(Collectives):
         super().__init__(family, members, context, hosts)
         family.first = family.first or self
         self.hosts = tuple(hosts)
-        self._made = 0
         self._chosen: dict[tuple[int, ...], int] = {}
         self._ended = False
 
@@ -142,9 +141,11 @@ class Comm(Collectives):
         return chosen
 
     def _count(self) -> int:
-        """The number of a communicator that all ranks make of this one."""
-        self._made += 1
-        return self._made
+        """The number of a communicator that all ranks make of this one: that of the collective by which they agreed to.
+
+        So ranks have the same number even if a signal handler ended the call of one of them at its very end.
+        """
+        return self._driver.called
 
     def _make(self, ranks: Sequence[int], kind: str, *numbers: int) -> Comm:
         return Comm(*self._parts(ranks, kind, *numbers))

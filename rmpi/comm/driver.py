@@ -158,6 +158,11 @@ class Driver:
         self._reported = -1
         self._short: Shortcut = endpoint.open_context(self._own_context, members, collective=True)
 
+    @property
+    def called(self) -> int:
+        """How many collectives were called."""
+        return self._sequence
+
     def close(self) -> None:
         """Forget the context of the collectives."""
         self._endpoint.close_context(self._own_context, self._short)

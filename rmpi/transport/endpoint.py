@@ -501,9 +501,17 @@ class Endpoint:
     def start_probe(self, context: int, source: int, tag: int, members: frozenset[int] = frozenset()) -> Probe:
         """Begin to look for a message that a receive would get; when done, `Probe.arrival` is it, and stays in line."""
         probe = Probe(context, source, tag, None, members)
-        with self._exclusively():
-            self._check_open(context)
-            self._incoming.probe(probe)
+        shielded = SHIELD.enter()
+        try:
+            with self._exclusively():
+                self._check_open(context)
+                self._incoming.probe(probe)
+        except BaseException:
+            if shielded:
+                SHIELD.leave()
+            raise
+        if shielded:
+            SHIELD.leave(self.abandon, (probe,))
         return probe
 
     def cancel(self, receive: Receive, error: RmpiError) -> bool:

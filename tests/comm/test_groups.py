@@ -526,3 +526,19 @@ def test_a_communicator_says_who_it_is():
         return repr(sub)
 
     assert run_ranks(2, main) == ["<Comm rank 1 of 2>", "<Comm rank 0 of 2>"]
+
+
+def test_ranks_agree_on_the_next_one_though_the_making_of_one_was_interrupted_at_its_end(monkeypatch):
+    """As by a signal handler that raises when all is done but the object."""
+
+    def main(comm):
+        if comm.rank == 0:
+            with monkeypatch.context() as patch:
+                patch.setattr(comm, "_make", lambda *_: 1 / 0)
+                with pytest.raises(ZeroDivisionError):
+                    comm.dup()
+        else:
+            comm.dup()
+        return comm.dup().allreduce(1, timeout=10)
+
+    assert run_ranks(2, main) == [2, 2]
