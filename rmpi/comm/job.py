@@ -28,7 +28,7 @@ from typing import Any, Generic, Literal, TypeVar, overload
 from weakref import WeakSet
 
 from rmpi.comm import launch as course
-from rmpi.comm.launch import Outcome, Plan, Surroundings
+from rmpi.comm.launch import SETTLE, Outcome, Plan, Surroundings
 from rmpi.comm.outcomes import Lines, Told, group, out_of_time, results, write_line
 from rmpi.comm.parcels import Call
 from rmpi.comm.placement import Placement, place
@@ -181,6 +181,7 @@ def launch(
         pythons=interpreters(python),
         python=python or sys.executable,
         start_timeout=start_timeout,
+        settle=SETTLE,
         kill_grace=kill_grace,
         preload=tuple(preload),
         own=_own(overrides or {}, placement),
