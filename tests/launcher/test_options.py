@@ -74,6 +74,7 @@ def test_a_program_is_needed(argv):
         ("rsh_agent", "ssh", "--rsh-agent"),
         ("ssh_config", "conf", "--ssh-config"),
         ("host_key_policy", "off", "--host-key-policy"),
+        ("on_deadlock", "off", "--on-deadlock"),
         ("timeout", "9", "--timeout"),
         ("start_timeout", "9", "--start-timeout"),
         ("kill_grace", "9", "--kill-grace"),
@@ -209,6 +210,13 @@ def test_what_is_no_list_of_modules_is_refused(text):
 
 def test_a_hostfile_may_be_standard_input():
     assert options("-f - x").hostfile == "-"
+
+
+def test_what_to_do_about_a_deadlock_is_one_of_three():
+    assert options("x").on_deadlock == "abort"
+    assert complaint("--on-deadlock", "wait", "x") == (
+        '--on-deadlock "wait" is not one of abort, report, off (for example: --on-deadlock report)'
+    )
 
 
 def test_the_host_key_policy_is_one_of_three():

@@ -434,3 +434,22 @@ def test_who_answered_the_news_with_a_failure_of_its_own_is_told():
 def test_the_root_is_not_told_twice():
     root = Failure(1, "a", "exit status 3")
     assert failure_block(root, [root], 2) == "rmpi-run: rank 1 of 2 on a failed: exit status 3\n"
+
+
+STUCK = "rmpi.errors.Deadlock: every rank waits:\n  rank 0 waits for rank 1\n  rank 1 waits for rank 0\n"
+
+
+def test_a_deadlock_is_told_once_without_where_each_rank_was():
+    """The text says that, and is the same on all of them."""
+    trace = "Traceback (most recent call last):\n  File 'x.py', line {}, in <module>\n"
+    stuck = [Failure(rank, "a", "exit status 1", trace.format(rank) + STUCK) for rank in range(3)]
+    assert failure_block(stuck[1], [stuck[0], stuck[2]], 3) == (
+        "rmpi-run: ranks 0-2 of 3 on a raised this (rank 1 on a first):\n" + STUCK.removeprefix("rmpi.errors.")
+    )
+
+
+def test_an_error_on_the_way_out_of_a_deadlock_is_a_failure_of_its_own():
+    trace = "Traceback (most recent call last):\n"
+    during = "\nDuring handling of the above exception, another exception occurred:\n\n"
+    clumsy = Failure(0, "a", "exit status 1", f"{trace}{STUCK}{during}{trace}KeyError: 7\n")
+    assert failure_block(clumsy, [], 2).endswith("KeyError: 7\n")

@@ -6,19 +6,22 @@ It is rank 0 of three: A is this process, B another rank of its node, C one behi
 import os
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
 
 from rmpi.deadline import Deadline
-from rmpi.errors import CollectiveMismatch, LaunchError, PeerExited, PeerLost, RankFailed
+from rmpi.errors import CollectiveMismatch, Deadlock, LaunchError, PeerExited, PeerLost, RankFailed
 from rmpi.places import place
 from rmpi.places.control import Control, control_pair
 from rmpi.places.door import Door
 from rmpi.places.loop import Loop
 from rmpi.places.messages import (
+    ALL,
     SERIAL_BITS,
     Ask,
+    Awake,
     Broken,
     Called,
     Connect,
@@ -27,6 +30,7 @@ from rmpi.places.messages import (
     Joined,
     Left,
     LinkTo,
+    StillBlocked,
     Welcome,
     WhatCalled,
 )
@@ -339,6 +343,54 @@ def test_without_a_router_everybody_else_is_lost(stage, misfortune):
             receive(started, peer)
     started.called(CONTEXT, 1, 1, "nobody hears it")
     started.leave()
+
+
+# -- standstill ---------------------------------------------------------------------------------------------
+
+
+def hears_soon(stage):
+    """The next thing the place says, which it may not have said yet."""
+    deadline = Deadline.after(20)
+    while True:
+        try:
+            return stage.hears()
+        except IndexError:
+            assert not deadline.passed()
+
+
+def test_a_place_that_waits_says_so_and_confirms_it(stage):
+    """As often as it is asked, and of its own accord once for each time that it was."""
+    started = stage.start()
+    stays = started.endpoint.stays
+    stays.quiet, stays.after, stays.again = lambda _threads: True, 0.0, 0.01  # the test itself is a thread, too
+    stage.calls[CONTEXT, 4] = (99, "barrier() at x.py:7")
+    with ThreadPoolExecutor(1) as pool:
+        started.endpoint.begin_call(CONTEXT + 1, 4, 99)
+        waiting = pool.submit(started.endpoint.receive, CONTEXT + 1, B, 4)
+        report = hears_soon(stage)
+        assert report.waits == (((B,), "barrier()", "x.py:7", CONTEXT, 4),)
+        assert (report.round, report.calls) == (0, {CONTEXT: 4})
+        stage.router.send(StillBlocked(3))
+        answer, again = sorted((hears_soon(stage), hears_soon(stage)), key=lambda said: -said.round)
+        assert (answer.round, again.round) == (3, 0)
+        assert answer.stay == again.stay == report.stay
+        stage.router.send(Broken(ALL, "Deadlock", "every rank waits"))
+        assert isinstance(waiting.exception(20), Deadlock)
+    stage.says(StillBlocked(4))
+    assert hears_soon(stage) == Awake(4)
+
+
+def test_a_place_with_another_thread_does_not_say_that_it_is_blocked(stage):
+    started = stage.start()
+    started.endpoint.stays.after, started.endpoint.stays.again = 0.0, 0.01
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(started.endpoint.receive, CONTEXT, B, TAG)
+        while not started.endpoint.stays.threads:
+            assert not waiting.done()
+        stage.router.send(StillBlocked(1))
+        assert hears_soon(stage) == Awake(1)
+        stage.router.send(Broken(ALL, "Deadlock", "so that it ends"))
+        assert isinstance(waiting.exception(20), Deadlock)
 
 
 # -- disagreement -------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 Five ranks on three nodes: A and B on the head, C and D on node 1, E on node 2.
 """
 
+from functools import partial
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,9 +12,12 @@ from hypothesis import strategies as st
 from rmpi.errors import WireError
 from rmpi.places.ends import End
 from rmpi.places.messages import (
+    ALL,
     SERIAL_BITS,
     Abort,
     Ask,
+    Awake,
+    Blocked,
     Broken,
     Called,
     Connect,
@@ -28,6 +33,7 @@ from rmpi.places.messages import (
     Ping,
     Returned,
     Revoke,
+    StillBlocked,
     Stop,
     ToPlace,
     Up,
@@ -41,6 +47,7 @@ from rmpi.places.router import (
     Aborted,
     Book,
     CameIn,
+    Deadlocked,
     HandOver,
     Join,
     NodeLost,
@@ -55,6 +62,7 @@ from rmpi.places.router import (
     Tell,
     TellAll,
     TurnAway,
+    Undelivered,
     node_of,
 )
 
@@ -284,6 +292,75 @@ def test_a_rank_aborts_the_job():
         (HEAD, Aborted(3, "one", 3, "called abort(3)")),
         (HEAD, RankEnded(3, "one", End(3, "exit status 3"))),
     ]
+
+
+def blocked(round_=0):
+    return Blocked(round_, 1, {}, {}, (((), "recv()", "x.py:1", CONTEXT, -1),), (), {})
+
+
+def test_every_rank_is_blocked():
+    """The head asks all of them again before it tells the owner, who may have them end it."""
+    job = Job()
+    for member in (A, B, C, D):
+        job.says(member, blocked())
+    assert job.told_to_all() == []
+    job.says(E, blocked())
+    assert job.told_to_all() == [StillBlocked(1)]
+    for member in MEMBERS:
+        job.says(member, blocked(1))
+    [(head, verdict)] = job.done
+    assert (head, type(verdict)) == (HEAD, Deadlocked)
+    assert verdict.text.startswith("every rank waits, and nothing is on its way:\n  rank 0 waits in recv() at x.py:1\n")
+    for action in job.routers[HEAD].condemn(verdict.text):
+        job._do(HEAD, action)
+    assert job.told_to_all()[1:] == [Broken(ALL, "Deadlock", verdict.text)]
+
+
+def test_a_rank_that_is_awake_is_waited_for():
+    job = Job()
+    for member in MEMBERS:
+        job.says(member, blocked())
+    for member in (A, B, C, D):
+        job.says(member, blocked(1))
+    job.says(E, Awake(1))
+    assert (job.told_to_all(), job.done) == ([StillBlocked(1)], [])
+
+
+def test_what_does_not_arrive_is_announced():
+    job = Job()
+    for round_ in (0, 1):
+        for member in MEMBERS:
+            job.says(member, Blocked(round_, 1, {B: 7} if member == A else {}, {}, (), (), {}))
+    [(_, news)] = job.done
+    assert isinstance(news, Undelivered)
+    assert news.text.endswith("rank 0 has sent 7 to rank 1, which took 0")
+
+
+@pytest.mark.parametrize("first", ["ends", "reports"])
+def test_ranks_that_have_ended_are_not_asked(first):
+    """The book is made with the first report, and may have missed ends."""
+    job = Job()
+    steps = {"ends": partial(job.exits, E, 0), "reports": lambda: [job.says(m, blocked()) for m in (A, B, C, D)]}
+    steps.pop(first)()
+    next(iter(steps.values()))()
+    assert job.told_to_all() == [Ended(E, 4, "two", "finished", False), StillBlocked(1)]
+
+
+def test_after_a_failure_nobody_is_asked():
+    job = Job()
+    job.exits(E, 1)
+    for member in (A, B, C, D):
+        job.says(member, blocked())
+    assert [type(message) for message in job.told_to_all()] == [Ended]
+
+
+def test_a_job_that_does_not_want_to_know_is_not_asked():
+    job = Job()
+    job.routers[HEAD].seeks_deadlocks = False
+    for member in MEMBERS:
+        job.says(member, blocked())
+        job.says(member, Awake(0))
+    assert (job.told_to_all(), job.done) == ([], [])
 
 
 def test_ranks_disagree():
