@@ -23,7 +23,8 @@ which a single rank computes costs nothing: it is not asked before that rank is 
 nor does one that waits with a time-out. A rank that has failed may have taken counts to its grave. One that has ended
 well counts as nothing: its peers are not blocked (`Endpoint.standing`) before they have seen the end of its links.
 
-Counts that stay unequal mean that something was lost on its way, or is very slow: that is noted once, and not judged.
+Counts that are unequal, and the same again in the next round, mean that something was lost on its way, or is very slow:
+that is noted once, and not judged.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ class DeadlockBook:
         self._round = 0
         self._before: dict[int, Blocked] = {}  # the reports that the answers are compared with
         self._answers: dict[int, Blocked] | None = None  # None: nobody was asked
+        self._stuck: dict[int, Blocked] = {}  # the answers of the last round in which something was in flight
         self._noted = False
         self._over = False
 
@@ -136,7 +138,9 @@ class DeadlockBook:
             return Verdict(_Text(reports, self._rank_of).verdict())
         if not under_way:
             return self._ask()
-        if agree and not self._noted:
+        unchanged = all(map(_is_same, answers.values(), map(self._stuck.get, answers)))
+        self._stuck = answers
+        if agree and unchanged and not self._noted:
             self._noted = True
             return InFlight(
                 f"every rank waits, but not all that was sent has been consumed: {'; '.join(under_way[:MOST_PAIRS])}"
@@ -157,9 +161,9 @@ class DeadlockBook:
                 yield f"rank {who} has sent {sent} to rank {whom}, which took {taken}"
 
 
-def _is_same(one: Blocked, other: Blocked) -> bool:
+def _is_same(one: Blocked, other: Blocked | None) -> bool:
     """Whether a rank has done nothing between these reports."""
-    return (one.stay, one.sent, one.taken) == (other.stay, other.sent, other.taken)
+    return other is not None and (one.stay, one.sent, one.taken) == (other.stay, other.sent, other.taken)
 
 
 @dataclass(frozen=True, slots=True)

@@ -328,7 +328,7 @@ def test_a_rank_that_is_awake_is_waited_for():
 
 def test_what_does_not_arrive_is_announced():
     job = Job()
-    for round_ in (0, 1):
+    for round_ in (0, 1, 0, 2):
         for member in MEMBERS:
             job.says(member, Blocked(round_, 1, {B: 7} if member == A else {}, {}, (), (), {}))
     [(_, news)] = job.done
