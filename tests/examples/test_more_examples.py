@@ -25,7 +25,22 @@ import wordfreq
 EXAMPLES = [matvec, montecarlo, pipeline, sort, stencil, wordfreq]
 RANKS = [1, 2, 3, 4]
 
+SMALLER = [
+    (matvec, "EQUATIONS", 150),
+    (montecarlo, "PATHS", 1000),
+    (pipeline, "LENGTH", 1 << 11),
+    (sort, "COUNT", 20_000),
+    (stencil, "STEPS", 100),
+]
+"""In threads that share an interpreter; `test_launched` has the full size."""
+
 every_size = pytest.mark.parametrize("size", RANKS)
+
+
+@pytest.fixture(autouse=True)
+def _smaller(monkeypatch):
+    for example, name, value in SMALLER:
+        monkeypatch.setattr(example, name, value)
 
 
 @pytest.fixture
@@ -120,8 +135,7 @@ def test_a_system_of_equations_with_a_known_solution_is_solved(size):
         assert steps < 150
 
 
-def test_a_price_does_not_depend_on_the_number_of_ranks(monkeypatch):
-    monkeypatch.setattr(montecarlo, "PATHS", 500)
+def test_a_price_does_not_depend_on_the_number_of_ranks():
     found = {result for size in (1, 2, 3, 4, 7) for result in run_ranks(size, montecarlo.estimate)}
     assert len(found) == 1
 
