@@ -90,12 +90,12 @@ except* Answer as group:
 """
 
 
-@pytest.mark.parametrize("how", ["script", "-c", "-i"])
+@pytest.mark.parametrize("how", ["script", "-i"])
 def test_functions_of_a_script_or_console_travel_without_running_it_again(how: str, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     code = f"exec({SCRIPT!r})"
-    words = {"script": [str(script)], "-c": ["-c", code], "-i": ["-i"]}[how]
+    words = {"script": [str(script)], "-i": ["-i"]}[how]
     given = code + "\n" if how == "-i" else ""
     run = subprocess.run([sys.executable, *words], input=given, capture_output=True, text=True, timeout=50, check=False)
     lines = run.stdout.splitlines()
