@@ -1,6 +1,7 @@
 """Probes: what is next in line is told, and stays where it is."""
 
 import threading
+import time
 
 import pytest
 
@@ -153,7 +154,7 @@ def test_a_probe_waits_for_a_message_that_is_sent_while_it_waits():
         thread = threading.Thread(target=lambda: found.append(comm.probe(timeout=10)))
         thread.start()
         while not comm._endpoint.crank.leads:
-            pass
+            time.sleep(0)
         comm.send("it", 0, 5)
         thread.join()
         assert found == [Status(0, 5, 2)]
@@ -239,7 +240,7 @@ def test_a_probe_that_waits_hears_that_everything_was_closed():
         thread = threading.Thread(target=lambda: errors.append(error_of(ChannelClosed, comm.probe)))
         thread.start()
         while not comm._endpoint.crank.leads:
-            pass
+            time.sleep(0)
         comm._endpoint.close()
         thread.join()
         return errors
