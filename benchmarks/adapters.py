@@ -43,6 +43,8 @@ class Adapter(Protocol):
     def allreduce_objects(self, mine: Any) -> Step: ...
     def allgather_arrays(self, mine: Any) -> Step: ...
     def allgather_objects(self, mine: Any) -> Step: ...
+    def alltoall_arrays(self, mine: Any) -> Step: ...
+    def alltoall_objects(self, mine: Any) -> Step: ...
 
 
 class Rmpi:
@@ -119,6 +121,14 @@ class Rmpi:
     def allgather_objects(self, mine: Any) -> Step:
         comm = self._comm
         return lambda: comm.allgather(mine)
+
+    def alltoall_arrays(self, mine: Any) -> Step:
+        comm, out = self._comm, np.empty_like(mine)
+        return lambda: comm.alltoall(mine, out=out)
+
+    def alltoall_objects(self, mine: Any) -> Step:
+        comm, values = self._comm, [mine] * self.size
+        return lambda: comm.alltoall(values)
 
 
 class Mpi4py:
@@ -217,6 +227,19 @@ class Mpi4py:
     def allgather_objects(self, mine: Any) -> Step:
         comm = self._comm
         return lambda: comm.allgather(mine)
+
+    def alltoall_arrays(self, mine: Any) -> Step:
+        comm, out = self._comm, np.empty_like(mine)
+
+        def step() -> Any:
+            comm.Alltoall(mine, out)
+            return out
+
+        return step
+
+    def alltoall_objects(self, mine: Any) -> Step:
+        comm, values = self._comm, [mine] * self.size
+        return lambda: comm.alltoall(values)
 
 
 def adapter(library: str) -> Adapter:

@@ -105,6 +105,11 @@ def all_of_them(values: Values, _: int) -> Any:
     return list(values)
 
 
+def a_share_of_each(values: Values, _: int) -> Any:
+    """Of arrays whose elements are all alike, so that it does not matter which."""
+    return np.concatenate([value[: len(value) // len(values)] for value in values])
+
+
 def nobody(_values: Values, _rank: int) -> None:
     return None
 
@@ -114,6 +119,7 @@ RESULTS: dict[str, Callable[[Values, int], Any]] = {
     "reduce": the_sum_on_the_root,
     "allreduce": the_sum,
     "allgather": all_of_them,
+    "alltoall": all_of_them,
 }
 """Of the collectives that carry something."""
 
@@ -127,6 +133,7 @@ OBJECT_COLLECTIVES = [
     ("allreduce", "int", number),
     ("allgather", "int", number),
     ("allgather", "dict", small_dict),
+    ("alltoall", "int", number),
 ]
 
 
@@ -146,9 +153,11 @@ def _points() -> Iterator[Operation]:
 
 def _collectives() -> Iterator[Operation]:
     yield Operation("barrier", "barrier", nothing, nobody)
-    for verb, expect in RESULTS.items():
+    for verb in ("broadcast", "reduce", "allreduce", "allgather"):
         for nbytes in COLLECTIVE_SIZES:
-            yield Operation(f"{verb} {size_name(nbytes)}", f"{verb}_arrays", array(nbytes), expect)
+            yield Operation(f"{verb} {size_name(nbytes)}", f"{verb}_arrays", array(nbytes), RESULTS[verb])
+    for nbytes in COLLECTIVE_SIZES[1:]:  # one number cannot be cut
+        yield Operation(f"alltoall {size_name(nbytes)}", "alltoall_arrays", array(nbytes), a_share_of_each)
     for verb, what, value in OBJECT_COLLECTIVES:
         yield Operation(f"{verb} {what}", f"{verb}_objects", value, RESULTS[verb])
 
