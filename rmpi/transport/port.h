@@ -98,10 +98,10 @@ PyObject *unpickled(Port *port, PyObject *parts);
 
 static inline bool is_ours(const Port *port) { return PyThread_get_thread_ident() == port->thread; }
 
-/* Whether nobody is changing the endpoint's state, and nothing of it is broken. */
+/* Whether nobody is changing the endpoint's state, and the context is not broken. */
 bool undisturbed(const Port *port);
 
-/* The endpoint's, without waiting. False: somebody has it, or a context is broken. */
+/* The endpoint's, without waiting. False: somebody has it, or the context is broken. */
 bool take_lock(const Port *port);
 
 void leave_lock(const Port *port);

@@ -7,9 +7,21 @@
 /* The same where threads or ranks share this processor with others. */
 #define FEW_YIELDS 20
 
+/* Whether this port's context is broken; that others are is not its business. */
+static bool is_broken(const Port *port)
+{
+    if (PyDict_Size(port->broken) == 0) {
+        return false;
+    }
+    PyObject *context = PyLong_FromUnsignedLongLong(port->context);
+    int found = context == NULL ? -1 : PyDict_Contains(port->broken, context);
+    Py_XDECREF(context);
+    return found != 0 && (PyErr_Clear(), true);
+}
+
 bool undisturbed(const Port *port)
 {
-    if (PyDict_Size(port->broken) != 0) {
+    if (is_broken(port)) {
         return false;
     }
     PyObject *locked = PyObject_CallNoArgs(port->locked);
@@ -19,7 +31,7 @@ bool undisturbed(const Port *port)
 
 bool take_lock(const Port *port)
 {
-    if (PyDict_Size(port->broken) != 0) {
+    if (is_broken(port)) {
         return false;
     }
     PyObject *taken = PyObject_CallFunctionObjArgs(port->acquire, Py_False, NULL);

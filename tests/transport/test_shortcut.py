@@ -391,6 +391,17 @@ def test_messages_keep_their_order_whichever_way_they_take(comms):
     assert taken["in"] > 20
 
 
+def test_a_broken_context_has_no_short_cut_and_others_keep_theirs(comms):
+    a, b = comms()
+    work(a, b)
+    assert a._short.post("before", 1, 0, 0)
+    a._endpoint.give_up(a._context + 1, UsageError("the collectives are broken"))
+    assert a._short.post("after", 1, 0, 0)
+    assert [b.recv(0), b.recv(0)] == ["before", "after"]
+    a._endpoint.give_up(a._context, UsageError("and now this"))
+    assert not a._short.post("never", 1, 0, 0)
+
+
 # -- credit ---------------------------------------------------------------------------------------------------
 
 
