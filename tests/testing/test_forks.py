@@ -19,10 +19,9 @@ from rmpi.testing import fork_ranks
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left() -> Iterator[None]:
-    before = descriptors(), threading.active_count()
+    before = descriptors(), threading.active_count(), psutil.Process().children()
     yield
-    assert (descriptors(), threading.active_count()) == before
-    assert psutil.Process().children() == []
+    assert (descriptors(), threading.active_count(), psutil.Process().children()) == before
 
 
 def descriptors() -> list[str]:
