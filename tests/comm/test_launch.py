@@ -25,10 +25,9 @@ STUB_SSH = f"{sys.executable} {Path(__file__).parent.parent / 'stubs' / 'ssh'}"
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left() -> Iterator[None]:
-    before = descriptors(), threading.active_count()
+    before = descriptors(), threading.active_count(), psutil.Process().children()
     yield
-    assert (descriptors(), threading.active_count()) == before
-    assert psutil.Process().children() == []
+    assert (descriptors(), threading.active_count(), psutil.Process().children()) == before
 
 
 @pytest.fixture
