@@ -215,6 +215,8 @@ class Run:
             _failure(each) for each in outcome.failures if each.traceback and not (each.stopped or each.consequence)
         ]
         block = failure_block(told[0], told[1:], self._plan.placement.size) if told else ""
+        if any(outcome.reason in (each.traceback or "") for each in outcome.failures):
+            return block  # a rank has raised what others left too early to notice
         return f"{block}rmpi-run: {outcome.reason}\n"
 
 

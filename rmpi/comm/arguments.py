@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rmpi.comm.status import Status
 from rmpi.errors import RankError, UsageError
 from rmpi.wire.codec import Array
 
@@ -49,6 +50,11 @@ def checked_code(code: int) -> int:
     if not 0 <= number < 256:
         raise UsageError(f"abort: code must be an exit status from 0 to 255, not {code!r}")
     return number
+
+
+def check_status(status: object) -> None:
+    if status is not None and not isinstance(status, Status):
+        raise UsageError(f"status= is a rmpi.Status() to be filled, not {status!r:.60}")
 
 
 def check_out(out: Array) -> None:

@@ -108,7 +108,8 @@ class Collectives(PointToPoint):
                 of two inputs, an `Operator`, or a callable ``op(lower, higher)``. It need not commute; it must be
                 associative up to rounding, return its result, leave its operands alone, and not communicate. Arrays
                 follow NumPy's rules: the sum of bools is their *or*, and small integers wrap around; convert
-                first where that is not meant.
+                first where that is not meant. MAXLOC and MINLOC combine pairs ``(value, location)``: tuples of two, or
+                arrays with two fields.
             out: On the root, an array for the result; it may be ``value`` itself.
 
         Returns:

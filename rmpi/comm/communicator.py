@@ -36,7 +36,8 @@ class Comm(Collectives):
     waits for. Nonblocking calls begin with ``i`` and return a `Request`, whose `Request.wait` raises the same.
 
     Collectives are called by every rank, in the same order, with the same root and operator, and for
-    reductions with arrays of the same shape and dtype; else all of them raise `CollectiveMismatch`.
+    reductions with arrays of the same shape and dtype; else all of them raise `CollectiveMismatch`, a rank that needed
+    nobody in that call in its next one.
 
     Many threads may use one communicator: messages with a tag or context per thread, collectives from one thread at a
     time. A forked child may not. For time stamps use `time.perf_counter`.

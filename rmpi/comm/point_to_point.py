@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from rmpi.comm.arguments import check_out, checked_rank, checked_tag, is_wildcard
+from rmpi.comm.arguments import check_out, check_status, checked_rank, checked_tag, is_wildcard
 from rmpi.comm.family import Family
 from rmpi.comm.request import DONE, Request
 from rmpi.comm.status import ANY_SOURCE, ANY_TAG, Status
@@ -167,6 +167,7 @@ class PointToPoint:
 
     def _recv(self, source: int, tag: int, out: Array | None, timeout: float | None, status: Status | None) -> Any:
         """`recv` the long way."""
+        check_status(status)
         asked = ANY if is_wildcard(source, ANY_SOURCE) else self._member(source, "source")
         tag = ANY if is_wildcard(tag, ANY_TAG) else checked_tag(tag)
         if out is not None:
@@ -205,6 +206,7 @@ class PointToPoint:
         Arguments, result and errors are those of `send` and `recv`; ``out`` must not share memory with
         ``value``. After an error each half is done or undone, as it would be by itself.
         """
+        check_status(status)
         destination = self._member(dest, "dest")
         asked = ANY if is_wildcard(source, ANY_SOURCE) else self._member(source, "source")
         sendtag = checked_tag(sendtag)
@@ -334,6 +336,7 @@ class PointToPoint:
         """
         asked = ANY if is_wildcard(source, ANY_SOURCE) else self._member(source, "source")
         wanted = ANY if is_wildcard(tag, ANY_TAG) else checked_tag(tag)
+        check_status(status)
         if out is not None:
             check_out(out)
         begin = partial(self._endpoint.start_receive, self._context, asked, wanted, out=out, members=self._everybody)

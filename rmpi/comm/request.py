@@ -19,7 +19,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from rmpi.deadline import Deadline
-from rmpi.errors import DeadlineExceeded, UsageError
+from rmpi.errors import DeadlineExceeded, Deadlock, UsageError
 from rmpi.transport.endpoint import Endpoint
 from rmpi.transport.interrupts import SHIELD
 from rmpi.transport.matching import Receive
@@ -56,13 +56,24 @@ class Request(Generic[T]):
         return self._operation.done
 
     def test(self) -> bool:
-        """Make progress, without waiting; whether it has ended, well or badly."""
+        """Make progress, without waiting; whether it has ended, well or badly: `wait` says which.
+
+        Raises:
+            Deadlock: It ended so: that is a verdict on the program.
+        """
         operation = self._operation
         if not operation.done:
             self._endpoint.progress()
             if operation.patience is not None and operation.patience[0].passed():
                 operation.lose_patience()
+        self._raise_verdict()
         return operation.done
+
+    def _raise_verdict(self) -> None:
+        """An error of one request is for whoever waits for that one; but nobody may overlook a deadlock."""
+        error = self._operation.error
+        if isinstance(error, Deadlock):
+            raise _again(error)
 
     def wait(self, timeout: float | None = None) -> T:
         """Wait until it has ended.
@@ -190,10 +201,11 @@ def _timed_out(requests: Sequence[Request[Any]], timeout: float | None) -> Deadl
 
 
 def _endpoint_of(requests: Sequence[Request[Any]]) -> Endpoint:
-    endpoint = requests[0]._endpoint
     for request in requests:
         if not isinstance(request, Request):
             raise UsageError(f"{request!r} is no request")
+    endpoint = requests[0]._endpoint
+    for request in requests:
         if request._endpoint is not endpoint:
             raise UsageError("requests of different processes or test ranks cannot be waited for together")
     return endpoint
@@ -224,6 +236,7 @@ def wait_any(requests: Iterable[Request[Any]], timeout: float | None = None) -> 
     Raises:
         UsageError: There are none.
         DeadlineExceeded: Time ran out; all go on.
+        Deadlock: It ended so. Any other error is raised by its own `Request.wait`.
     """
     waiting = list(requests)
     if not waiting:
@@ -234,6 +247,7 @@ def wait_any(requests: Iterable[Request[Any]], timeout: float | None = None) -> 
         ended = _first_ended(waiting)
     if ended is None:
         raise _timed_out(waiting, timeout)
+    waiting[ended]._raise_verdict()
     return ended
 
 
@@ -249,6 +263,7 @@ def as_completed(requests: Iterable[Request[T]], timeout: float | None = None) -
 
     Raises:
         DeadlineExceeded: Time ran out; the others go on.
+        Deadlock: One ended so. Any other error is raised by its own `Request.wait`.
     """
     waiting, deadline = list(requests), Deadline.after(timeout)
     return _one_by_one(waiting, _endpoint_of(waiting), deadline, timeout) if waiting else iter(())
@@ -262,6 +277,8 @@ def _one_by_one(
         for _ in requests:
             if not series.ended and not endpoint.watch_next(series, deadline):
                 raise _timed_out(requests, timeout)
-            yield requests[series.ended.popleft()]
+            ended = requests[series.ended.popleft()]
+            ended._raise_verdict()
+            yield ended
     finally:
         series.let_go()

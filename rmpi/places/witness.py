@@ -11,7 +11,6 @@ a while, because that question has come to nothing.
 
 from __future__ import annotations
 
-import _thread
 import signal
 import sys
 import threading
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from rmpi.places.messages import Awake, Blocked, Message
 from rmpi.transport.interrupts import SHIELD, Shield
+from rmpi.transport.threads import started
 
 if TYPE_CHECKING:
     from rmpi.transport.endpoint import Endpoint
@@ -112,11 +112,10 @@ def only_these_threads(threads: frozenset[int]) -> bool:
     be asleep at this very moment, in the one function that sleeps.
     """
     frames = sys._current_frames()
-    started = len(threads - {threading.main_thread().ident})
     return (
         frames.keys() <= threads
         and are_asleep(threads - {threading.get_ident()}, frames)
-        and _thread._count() <= started  # also those that have been started, and have not begun to run
+        and started() <= len(threads - {threading.main_thread().ident})  # also those that have not begun to run
         and not SHIELD.pending
         and not _handlers_are_due()
     )

@@ -23,7 +23,6 @@ import gc
 import os
 import signal
 import sys
-import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -62,7 +61,7 @@ STACK_SIGNAL = signal.SIGRTMAX - 3
 """Asks a rank to write its stack."""
 
 STACKS_VARIABLE = "RMPI_TEST_STACKS"
-"""Names the directory for these stacks to ranks that are not forks."""
+"""Names the files for these stacks to ranks that are not forks."""
 
 SETTLE = 1.0
 """Seconds for ranks to report what the first failure did to them. Tests run on busy machines."""
@@ -136,8 +135,8 @@ def run_forks(
 ) -> Run:
     """Run ``body`` in forks. ``show`` is called with rank, stream and line of what they write."""
     plan = Plan(_here(size), "code", "", ("fork",), str(Path.cwd()), stdin_rank=-1, settle=SETTLE, kill_grace=1.0)
-    with tempfile.TemporaryDirectory(prefix="rmpi-stacks-") as stacks:
-        return Course(plan, stacks, timeout, show, partial(_Parent, partial(_be_rank, body, stacks))).run()
+    with Stacks(plan.placement.size) as stacks:
+        return Course(plan, stacks, timeout, show, partial(_Parent, partial(_be_rank, body, stacks.names))).run()
 
 
 def _here(size: int) -> Any:
@@ -152,12 +151,12 @@ class Course:
     def __init__(
         self,
         plan: Plan,
-        stacks: str,
+        stacks: Stacks,
         timeout: float | None,
         show: Callable[[int, int, str], object],
         parent: MakeParent | None = None,
     ) -> None:
-        self._stacks = Path(stacks)
+        self._stacks = stacks
         self._timeout = timeout
         self._show = show
         self._lines = Lines()
@@ -170,7 +169,7 @@ class Course:
     def run(self) -> Run:
         with _Handlers(self._job.loop):
             outcome = self._job.run(self._started)
-        stacks = None if self._late is None else {rank: read_stack(self._stacks, rank) for rank in self._late}
+        stacks = None if self._late is None else {rank: self._stacks.read(rank) for rank in self._late}
         return Run(outcome, self._told, stacks)
 
     # ------------------------------------------------------------------------------------ time limit
@@ -188,7 +187,7 @@ class Course:
 
     def _stacks_are_written(self, before: list[int] | None) -> None:
         """Kill them once all have said something, and nothing more for a moment."""
-        sizes = [_size_of(stack_file(self._stacks, rank)) for rank in self._late or ()]
+        sizes = [self._stacks.size_of(rank) for rank in self._late or ()]
         if (sizes == before and all(sizes)) or now() - self._asked > STACKS_LIMIT:
             self._job.kill()
         else:
@@ -261,29 +260,41 @@ def _no_booter() -> Booter:
     raise AssertionError("ranks of a test run on this machine")
 
 
-def _size_of(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
 # ----------------------------------------------------------------------------------------- stacks
 
 
-def stack_file(directory: Path, rank: int) -> Path:
-    """Where a rank writes its stack."""
-    return directory / f"{rank}"
+class Stacks:
+    """A file for the stack of each rank, in memory: nothing of it is left, however this process ends.
+
+    Attributes:
+        names: By which ranks open them, as one text.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._fds = [os.memfd_create(f"stack of rank {rank}") for rank in range(size)]
+        self.names = ",".join(f"/proc/{os.getpid()}/fd/{fd}" for fd in self._fds)
+
+    def size_of(self, rank: int) -> int:
+        """Bytes that a rank has written so far."""
+        return os.fstat(self._fds[rank]).st_size
+
+    def read(self, rank: int) -> str:
+        """What a rank wrote, without the frames that have brought it to its function."""
+        text = os.pread(self._fds[rank], self.size_of(rank), 0).decode(errors="replace")
+        return _own_frames(text) or "it does not say"
+
+    def __enter__(self) -> Stacks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for fd in self._fds:
+            os.close(fd)
 
 
-def write_stack_when_asked(directory: str, rank: int) -> None:
+def write_stack_when_asked(names: str, rank: int) -> None:
     """In a rank: from now on `STACK_SIGNAL` writes the stacks of all threads. The file stays open."""
-    fd = os.open(stack_file(Path(directory), rank), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(names.split(",")[rank], os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
     faulthandler.register(STACK_SIGNAL, file=fd, all_threads=True)
-
-
-def read_stack(directory: Path, rank: int) -> str:
-    """What a rank wrote, without the frames that have brought it to its function."""
-    path = stack_file(directory, rank)
-    text = path.read_text(errors="replace") if path.exists() else ""
-    return _own_frames(text) or "it does not say"
 
 
 def _own_frames(text: str) -> str:

@@ -18,7 +18,6 @@ import os
 import pickle
 import re
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,7 +39,7 @@ from rmpi.errors import PeerLost
 from rmpi.places.hosts import HostSpec
 from rmpi.places.place import reporter_of_this_process
 from rmpi.testing import plugin
-from rmpi.testing.forks import SETTLE, STACKS_VARIABLE, Course, Run, run_forks, write_stack_when_asked
+from rmpi.testing.forks import SETTLE, STACKS_VARIABLE, Course, Run, Stacks, run_forks, write_stack_when_asked
 
 DEFAULT_LIMIT = 60.0
 """Seconds for a test on ranks, if nothing else says so."""
@@ -251,14 +250,14 @@ def _told(ended: Run, rank: int) -> Told | None:
 
 def _run_fresh(item: pytest.Function, size: int, limit: float | None, show: Callable[[int, int, str], object]) -> Run:
     """Run the ranks as pytests of their own."""
-    with tempfile.TemporaryDirectory(prefix="rmpi-stacks-") as stacks:
+    with Stacks(size) as stacks:
         plan = Plan(
             place([HostSpec("localhost")], size, cores=size),
             kind="code",
             target=PROGRAM,
             argv=("pytest", json.dumps([entry or str(Path.cwd()) for entry in sys.path]), *_words(item)),
             directory=str(item.config.invocation_params.dir),
-            environment={plugin.RANK_VARIABLE: "1", STACKS_VARIABLE: stacks},
+            environment={plugin.RANK_VARIABLE: "1", STACKS_VARIABLE: stacks.names},
             stdin_rank=-1,
             settle=SETTLE,
             kill_grace=1.0,

@@ -12,7 +12,6 @@ or else when the wait for an operation begins, for at most one message in each d
 
 from __future__ import annotations
 
-import _thread
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ from rmpi.transport.matching import ANY, Arrival, Receive
 from rmpi.transport.operation import Operation
 from rmpi.transport.peers import Peers
 from rmpi.transport.stream import StreamLink
+from rmpi.transport.threads import started
 from rmpi.wire.codec import Array, encode_parts, encode_value
 from rmpi.wire.frames import HEADER_SIZE, decode_header
 
@@ -136,7 +136,7 @@ class Flights:
     def _fly(self, out: _Departure | None, into: _Expected | None) -> None:
         from rmpi.transport._ring import fly  # whoever has a lane has the extension
 
-        limit = COMPANY if _thread._count() else int(self._crank.spin * 1e9)
+        limit = COMPANY if started() else int(self._crank.spin * 1e9)
         while (out or into) and not fly(
             out.flight if out else None, into.flight if into else None, limit, self._crank.crowded
         ):

@@ -14,13 +14,13 @@ of the endpoint from then on, which is returned instead of True or of the value,
 
 from __future__ import annotations
 
-import _thread
 import pickle
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from rmpi.transport.media import why_no_extension
+from rmpi.transport.threads import counter
 from rmpi.wire.codec import describe_array, new_array
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Shortcuts:
             self._crank.lock.locked,
             self._crank.lock.acquire,
             self._crank.lock.release,
-            _thread._count,
+            counter(),
             np.ndarray,
             describe_array,
             new_array,

@@ -154,6 +154,20 @@ def test_ranks_may_be_forked_in_any_thread() -> None:
     assert results == [2, 2]
 
 
+def test_a_deadlock_is_proved_though_this_process_has_another_thread() -> None:
+    """It does not exist in the forks, though Python goes on counting it there."""
+    enough = threading.Event()
+    thread = threading.Thread(target=enough.wait)
+    thread.start()
+    try:
+        with pytest.raises(ExceptionGroup) as caught:
+            fork_ranks(2, lambda comm: comm.recv(1 - comm.rank), timeout=30)
+    finally:
+        enough.set()
+        thread.join()
+    assert {type(error) for error in caught.value.exceptions} == {rmpi.Deadlock}
+
+
 def test_there_is_at_least_one_rank() -> None:
     with pytest.raises(rmpi.UsageError, match="at least 1, not 0"):
         fork_ranks(0, print)
