@@ -208,7 +208,7 @@ class Place:
         self._tell(Connect(peer))
 
     def called(self, context: int, sequence: int, fingerprint: int, what: str, *, last: bool = False) -> None:
-        self._tell(Called(context, sequence, fingerprint, what, last))
+        self._tell(Called(context, sequence, fingerprint, what, last or self._left))  # who leaves will not raise it
 
     def mismatch(self, context: int, sequence: int, fingerprint: int, what: str, other: int) -> None:
         self.called(context, sequence, fingerprint, what)
