@@ -5,11 +5,13 @@ The `jobs` fixture checks after each test that no process, file or shared memory
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import signal
 import subprocess
 import sys
+import termios
 import zipfile
 from pathlib import Path
 
@@ -187,12 +189,17 @@ def test_a_rank_that_ends_while_nobody_reads_is_told_to_the_others(jobs: Jobs) -
     os.close(writing)
     eventually((jobs.directory / "waiting").exists, "rank 0 waits")
     rank_1 = job.ranks()[1]
-    eventually(lambda: _writes_in_vain(rank_1), "rank 1 cannot write")
+    eventually(lambda: _is_full(reading) and _writes_in_vain(rank_1), "nobody can write")
     os.kill(rank_1, signal.SIGKILL)
     eventually((jobs.directory / "told").exists, "rank 0 was told")
     with os.fdopen(reading, "rb") as pipe:
         assert pipe.read().startswith(b"x" * 79_999 + b"\n" + b"y")
     assert job.wait().code == 137
+
+
+def _is_full(pipe: int) -> bool:
+    waiting = int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+    return waiting == fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ)
 
 
 def _writes_in_vain(pid: int) -> bool:
