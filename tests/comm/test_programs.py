@@ -21,7 +21,7 @@ AGENT = 'shift; SSH_CONNECTION="127.0.0.1 1 127.0.0.1 2" exec sh -c "$*"'
 """Pretends that another host, which is this machine, was reached by ssh."""
 
 
-@settings(max_examples=20)
+@settings(max_examples=14)
 @given(
     seed=st.integers(0, 1 << 30),
     size=st.sampled_from([1, 2, 3, 4, 5, 7, 8]),

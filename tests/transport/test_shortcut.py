@@ -682,7 +682,7 @@ def test_each_thread_has_its_own_status(comms, beside):
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        for _ in range(100):
+        for _ in range(60):
             a._endpoint.progress()
             for number in range(400):
                 for tag in (1, 2):
