@@ -323,7 +323,15 @@ class Place:
     # ------------------------------------------------------------------------------------- dialling
 
     def _dial(self, peer: int, doors: tuple[tuple[str, int], ...], key: bytes) -> None:
-        """Connect to a peer on another node; in a thread of its own."""
+        """Connect to a peer on another node; in a thread of its own.
+
+        Both sides may want to at the same moment, as in a collective. Then one link is enough, and better: where each
+        sends on its own, none is the one that brings answers. So the higher number lets the lower one go first.
+        """
+        if self.endpoint.ident > peer:
+            threading.Event().wait(HEAD_START)
+            if peer in self.endpoint.media():
+                return
         try:
             sock = dial(doors, key, self.endpoint.ident, peer, Deadline.after(DIAL_LIMIT))
         except RmpiError as error:
@@ -332,6 +340,9 @@ class Place:
             return
         self.endpoint.crank.post(partial(self._add_link, peer, sock))
 
+
+HEAD_START = 0.02
+"""Seconds that the peer has to connect to us, before we do it."""
 
 DIAL_LIMIT = 30.0
 """Seconds for a connection to another node's door, all its addresses together."""
