@@ -168,7 +168,7 @@ def pieces_of(values: Any, size: int, counts: Sequence[int] | None, name: str) -
     """One piece for each rank: an array is cut along axis 0, as `partition` does or by ``counts``.
 
     Raises:
-        UsageError: It is neither an array that can be cut so, nor a sequence of ``size`` values.
+        UsageError: It is neither an array that can be cut so, nor a sequence of values.
     """
     if isinstance(values, np.ndarray):
         return _cut(values, size, counts, name)
@@ -178,10 +178,7 @@ def pieces_of(values: Any, size: int, counts: Sequence[int] | None, name: str) -
         raise UsageError(
             f"{name} needs an array, or a sequence of {size} values, one for each rank, not {values!r:.80}"
         )
-    pieces = list(values)
-    if len(pieces) != size:
-        raise UsageError(f"{name} needs {size} values, one for each rank, but got {len(pieces)}")
-    return pieces
+    return list(values)  # `choose` refuses another number of them
 
 
 def _cut(array: Array, size: int, counts: Sequence[int] | None, name: str) -> list[Array]:

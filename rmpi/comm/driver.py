@@ -21,7 +21,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from hashlib import blake2b
-from pathlib import Path
 from types import CodeType
 from typing import Any, Protocol, TypeAlias, TypeVar
 
@@ -32,6 +31,7 @@ from rmpi.comm.schedule import Recv, Schedule, Send, Step, raw_bytes
 from rmpi.deadline import Deadline
 from rmpi.errors import ChannelClosed, DeadlineExceeded, RmpiError, UsageError
 from rmpi.transport.base import Transfer
+from rmpi.transport.callsite import PACKAGE
 from rmpi.transport.endpoint import PATIENCE, Endpoint
 from rmpi.transport.matching import Arrival, Receive
 from rmpi.transport.operation import Operation, Patience
@@ -43,7 +43,6 @@ T = TypeVar("T")
 REMEMBERED = 64
 """Collectives whose call sites are kept, to name both sides of a mismatch."""
 
-_PACKAGE = f"{Path(__file__).resolve().parent.parent}/"
 _UNUSABLE = "this communicator cannot be used for collectives any more, because ranks may be in the middle of it"
 
 
@@ -204,7 +203,7 @@ class Driver:
     def _number(self, signature: Signature) -> int:
         """The number of a collective that is called now, by the first caller outside of this package."""
         frame = sys._getframe(3)
-        while (code := frame.f_code).co_filename.startswith(_PACKAGE) and frame.f_back is not None:
+        while (code := frame.f_code).co_filename.startswith(PACKAGE) and frame.f_back is not None:
             frame = frame.f_back
         sequence = self._sequence
         self._sequence = sequence + 1

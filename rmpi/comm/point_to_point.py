@@ -168,8 +168,7 @@ class PointToPoint:
     def _recv(self, source: int, tag: int, out: Array | None, timeout: float | None, status: Status | None) -> Any:
         """`recv` the long way."""
         check_status(status)
-        asked = ANY if is_wildcard(source, ANY_SOURCE) else self._member(source, "source")
-        tag = ANY if is_wildcard(tag, ANY_TAG) else checked_tag(tag)
+        asked, tag = self._asked(source, tag)
         if out is not None:
             check_out(out)
         deadline = Deadline.after(timeout)
@@ -208,9 +207,8 @@ class PointToPoint:
         """
         check_status(status)
         destination = self._member(dest, "dest")
-        asked = ANY if is_wildcard(source, ANY_SOURCE) else self._member(source, "source")
         sendtag = checked_tag(sendtag)
-        recvtag = ANY if is_wildcard(recvtag, ANY_TAG) else checked_tag(recvtag)
+        asked, recvtag = self._asked(source, recvtag)
         if out is not None:
             check_out(out)
             if isinstance(value, np.ndarray) and np.may_share_memory(out, value):
@@ -334,8 +332,7 @@ class PointToPoint:
 
         Args, errors: As for `recv`. A request that is dropped still takes its message: `Request.cancel` it.
         """
-        asked = ANY if is_wildcard(source, ANY_SOURCE) else self._member(source, "source")
-        wanted = ANY if is_wildcard(tag, ANY_TAG) else checked_tag(tag)
+        asked, wanted = self._asked(source, tag)
         check_status(status)
         if out is not None:
             check_out(out)
@@ -399,6 +396,7 @@ class PointToPoint:
         self._endpoint.progress()
 
     def _asked(self, source: int, tag: int) -> tuple[int, int]:
+        """The endpoint and the tag that a receive or probe asks for, each of which may be `ANY`."""
         asked = ANY if is_wildcard(source, ANY_SOURCE) else self._member(source, "source")
         return asked, ANY if is_wildcard(tag, ANY_TAG) else checked_tag(tag)
 

@@ -207,8 +207,8 @@ class Place:
     def _connect(self, peer: int) -> None:
         self._tell(Connect(peer))
 
-    def called(self, context: int, sequence: int, fingerprint: int, what: str, *, last: bool = False) -> None:
-        self._tell(Called(context, sequence, fingerprint, what, last or self._left))  # who leaves will not raise it
+    def called(self, context: int, sequence: int, fingerprint: int, what: str) -> None:
+        self._tell(Called(context, sequence, fingerprint, what, self._left))  # who leaves will not raise it
 
     def mismatch(self, context: int, sequence: int, fingerprint: int, what: str, other: int) -> None:
         self.called(context, sequence, fingerprint, what)
@@ -233,7 +233,7 @@ class Place:
                 for line in self._calls.unfinished():
                     print(f"rmpi: rank {self.welcome.rank}: {line}", file=sys.stderr, flush=True)
                 for last in self._calls.last_calls():
-                    self.called(*last, last=True)
+                    self.called(*last)
             self.endpoint.finish()
             self._tell(Left())
             self._control.drain()
