@@ -19,10 +19,10 @@ from launcher.program import Program, find_program
 from launcher.screen import complain, to_nowhere
 from rmpi import __version__
 from rmpi.comm.placement import Placement, place
-from rmpi.comm.starting import OURS, booter, interpreters, own_names, passed_on, read_hostfile
 from rmpi.errors import LaunchError
 from rmpi.places.hosts import HostSpec, is_local, parse_host_list
 from rmpi.places.ignition import Ignition
+from rmpi.places.surroundings import OURS, booter, interpreters, own_names, passed_on, read_hostfile
 
 HERE = HostSpec("localhost")
 

@@ -17,8 +17,8 @@ import sys
 
 from rmpi.comm.bootstrap import init
 from rmpi.comm.communicator import Comm
-from rmpi.comm.parcels import Call, failure, frames_below, pack_outcome, pack_value
 from rmpi.errors import LaunchError
+from rmpi.places.parcels import Call, failure, frames_below, pack_outcome, pack_value
 from rmpi.places.place import inherited_fd, reporter_at
 
 TAG = 1

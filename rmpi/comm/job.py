@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import queue
 import signal
 import sys
 import threading
@@ -29,18 +28,16 @@ from weakref import WeakSet
 
 from rmpi.comm import launch as course
 from rmpi.comm.launch import SETTLE, Outcome, Plan, Surroundings
-from rmpi.comm.outcomes import Lines, Told, group, out_of_time, results, write_line
-from rmpi.comm.parcels import Call
+from rmpi.comm.outcomes import Told, group, out_of_time, results
 from rmpi.comm.placement import Placement, place
-from rmpi.comm.starting import booter, interpreters, own_names, passed_on, read_hostfile
 from rmpi.deadline import Deadline
 from rmpi.errors import DeadlineExceeded, UsageError
 from rmpi.places.hosts import HostSpec, is_local, parse_host_list
+from rmpi.places.parcels import Call
+from rmpi.places.printing import OutputTo, Printer
+from rmpi.places.surroundings import booter, interpreters, own_names, passed_on, read_hostfile
 
 T = TypeVar("T")
-
-OutputTo = Callable[[int, int, str], object] | Literal["discard"] | None
-"""Who gets the lines that ranks write: called with the rank, the stream (1 or 2) and the line without its end."""
 
 PROGRAM = "from rmpi.comm.calling import main; main()"
 """The ranks' program. It is code, and not that module by name, so that their ``__main__`` is empty."""
@@ -208,7 +205,7 @@ class Job(Generic[T]):
         self._plan = plan
         Deadline.after(timeout)  # refuses what is no number
         self._timeout = timeout
-        self._printer = _Printer(output, self.terminate)
+        self._printer = Printer(output, self.terminate)
         self._watcher = _Watcher(self._printer, call)
         self._course = course.Job(
             plan, self._watcher, booter(rsh_agent), own_names(), returned=self._watcher.told.add, guest=True
@@ -412,7 +409,7 @@ def _nearest(word: str, words: Sequence[str]) -> str:
 class _Watcher:
     """What the head's thread tells."""
 
-    def __init__(self, printer: _Printer, call: bytes) -> None:
+    def __init__(self, printer: Printer, call: bytes) -> None:
         self.feed: Callable[[bytes], None] = lambda _data: None
         self._printer = printer
         view = memoryview(call)
@@ -438,54 +435,6 @@ class _Watcher:
 
     def overdue(self, ranks: Collection[int]) -> None:
         """Their failures will tell."""
-
-
-class _Printer:
-    """Writes what ranks write, in whole lines, in a thread of its own.
-
-    Attributes:
-        error: What the callable that was given for the output raised; ``failed`` was called then.
-    """
-
-    def __init__(self, output: OutputTo, failed: Callable[[], None]) -> None:
-        self._output = write_line if output is None else output
-        self._failed = failed
-        self.error: Exception | None = None
-        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._lines = Lines()
-        self._thread = threading.Thread(target=self._run, name="rmpi output", daemon=True)
-        self._thread.start()
-
-    def write(self, rank: int, stream: int, data: bytes, shown: Callable[[], None]) -> None:
-        """Take what was written, cut anywhere; empty at the end of the stream."""
-        if self._output != "discard":
-            self._queue.put(partial(self._take, rank, stream, data))
-        self._queue.put(shown)
-
-    def say(self, line: str) -> None:
-        """A line of our own."""
-        self._queue.put(partial(write_line, -1, 2, line))
-
-    def close(self) -> None:
-        self._queue.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        while (work := self._queue.get()) is not None:
-            work()
-
-    def _take(self, rank: int, stream: int, data: bytes) -> None:
-        for line in self._lines.feed(rank, stream, data):
-            self._put(rank, stream, line)
-
-    def _put(self, rank: int, stream: int, line: str) -> None:
-        if self.error is not None or isinstance(self._output, str):
-            return
-        try:
-            self._output(rank, stream, line)
-        except Exception as error:
-            self.error = error
-            self._failed()
 
 
 # ------------------------------------------------------------------------------- the caller's process

@@ -1,51 +1,18 @@
-"""What comes of the ranks of a function: lines, results, and errors that name ranks.
+"""What comes of the ranks of a function: results, and errors that name ranks.
 
-Whoever runs functions on ranks (`rmpi.launch`, the test kit) is told of three things: what ranks write, in pieces cut
-anywhere; what their functions returned or raised, in pieces too; and at the end how each rank ended. Here they
-become lines, values, and one `ExceptionGroup` whose first error is the cause.
+Whoever runs functions on ranks (`rmpi.launch`, the test kit) is told what their functions returned or raised, in
+pieces, and at the end how each rank ended. Here that becomes values, and one `ExceptionGroup` whose first error is
+the cause.
 """
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from rmpi import errors
 from rmpi.comm.launch import Outcome, RankFailure
-from rmpi.comm.parcels import Failure, open_outcome, open_value
 from rmpi.errors import DeadlineExceeded, RankFailed, RemoteError, RmpiError
-
-HOLD = 1 << 20
-"""Bytes of an unfinished line that are held; a longer one is passed on in parts."""
-
-
-class Lines:
-    """Puts together the lines of each rank and stream."""
-
-    def __init__(self) -> None:
-        self._held: dict[tuple[int, int], bytearray] = {}
-
-    def feed(self, rank: int, stream: int, data: bytes) -> list[str]:
-        """The lines that ``data`` finishes, without their ends; empty data ends the stream, and its last line."""
-        held = self._held.setdefault((rank, stream), bytearray())
-        held += data
-        if data and b"\n" not in data and len(held) <= HOLD:
-            return []
-        *lines, rest = bytes(held).split(b"\n")
-        if not data or len(rest) > HOLD:
-            lines, rest = [*lines, *([rest] if rest else [])], b""
-        held[:] = rest
-        return [line.decode(errors="replace") for line in lines]
-
-
-def write_line(_rank: int, stream: int, line: str) -> None:
-    """To the stream that is ours at this moment: notebooks and tests put others in its place."""
-    target = sys.stdout if stream == 1 else sys.stderr
-    try:
-        target.write(line + "\n")
-        target.flush()
-    except (OSError, ValueError, AttributeError):  # nobody reads it, it was closed, or there is none
-        pass
+from rmpi.places.parcels import Failure, open_outcome, open_value
 
 
 class Told:

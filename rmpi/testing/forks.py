@@ -36,8 +36,7 @@ from typing import Any, NoReturn, TypeVar
 from rmpi.comm.bootstrap import begin_anew, init
 from rmpi.comm.communicator import Comm
 from rmpi.comm.launch import Job, Outcome, Plan
-from rmpi.comm.outcomes import Lines, Told, group, results, write_line
-from rmpi.comm.parcels import failure, frames_below, pack_outcome, pack_value
+from rmpi.comm.outcomes import Told, group, results
 from rmpi.comm.placement import place
 from rmpi.deadline import now
 from rmpi.errors import DeadlineExceeded, UsageError
@@ -48,7 +47,9 @@ from rmpi.places.ignition import make_room
 from rmpi.places.loop import Loop
 from rmpi.places.messages import Begin, Fork, Forked, Message, Reaped, Signal, Up
 from rmpi.places.node import MakeParent
+from rmpi.places.parcels import failure, frames_below, pack_outcome, pack_value
 from rmpi.places.place import FD_VARIABLE, reporter_at
+from rmpi.places.printing import Lines, write_line
 from rmpi.places.processes import die_with_parent, kill_groups, name_process, reset_signals
 from rmpi.places.zygote import import_media, renew_secrets
 

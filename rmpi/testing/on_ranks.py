@@ -32,12 +32,12 @@ from _pytest._code.code import ExceptionRepr, ReprEntryNative, ReprExceptionInfo
 
 from rmpi.comm.communicator import Comm
 from rmpi.comm.launch import Plan, RankFailure
-from rmpi.comm.outcomes import write_line
-from rmpi.comm.parcels import pack_outcome
 from rmpi.comm.placement import place
 from rmpi.errors import PeerLost
 from rmpi.places.hosts import HostSpec
+from rmpi.places.parcels import pack_outcome
 from rmpi.places.place import reporter_of_this_process
+from rmpi.places.printing import write_line
 from rmpi.testing import plugin
 from rmpi.testing.forks import SETTLE, STACKS_VARIABLE, Course, Run, Stacks, run_forks, write_stack_when_asked
 

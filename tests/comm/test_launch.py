@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 import rmpi
-from rmpi.comm.parcels import failure, open_value, pack_value
+from rmpi.places.parcels import failure, open_value, pack_value
 
 STUB_SSH = f"{sys.executable} {Path(__file__).parent.parent / 'stubs' / 'ssh'}"
 
