@@ -53,7 +53,7 @@ PURE = (
 )
 IMPURE = {"socket", "selectors", "threading", "subprocess", "time", "os", "sys"}
 
-LIGHT = ("launcher/cli.py", "rmpi/places/node.py")
+LIGHT = ("launcher/cli.py", "rmpi/places/remote.py")
 HEAVY = ("numpy", "paramiko")
 
 

@@ -53,7 +53,7 @@ from rmpi.places.messages import (
     Signal,
     Stop,
 )
-from rmpi.places.node import MakeParent, Node
+from rmpi.places.node import Node
 from rmpi.places.nodelink import NodeLink
 from rmpi.places.router import (
     HEAD,
@@ -70,6 +70,7 @@ from rmpi.places.router import (
     RankReturned,
     Undelivered,
 )
+from rmpi.places.spawnerprocess import MakeParent
 
 SETTLE = 0.3
 """Seconds between the first failure and asking the other ranks to end: time for them to raise `RankFailed`

@@ -36,7 +36,7 @@ from rmpi.places import refusals
 from rmpi.places.hosts import HostSpec
 from rmpi.places.refusals import Again, HostFailed
 
-NODE = "rmpi.places.node"
+NODE = "rmpi.places.remote"
 """The module whose ``main(control_in, control_out)`` becomes the node."""
 
 MARKER = b"RMPI-NODE "

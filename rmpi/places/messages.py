@@ -83,10 +83,10 @@ def _fit(checks: tuple[Callable[[Any], bool], ...], values: Sequence[Any]) -> bo
 
 
 @dataclass_transform(frozen_default=True)
-def _message(code: int) -> Callable[[M], M]:
+def register(code: int) -> Callable[[M], M]:
     """Make a class of annotations a message with this code on the wire."""
 
-    def register(kind: M) -> M:
+    def enter(kind: M) -> M:
         kind._names = tuple(kind.__annotations__)
         kind.__match_args__ = kind._names  # type: ignore[attr-defined,misc]
         _BY_CODE[code] = kind
@@ -94,7 +94,7 @@ def _message(code: int) -> Callable[[M], M]:
         _CHECKS[kind] = tuple(map(_check_for, kind.__annotations__.values()))
         return kind
 
-    return register
+    return enter
 
 
 def pack(message: Message) -> bytes:
@@ -124,24 +124,24 @@ def unpack(data: bytes | memoryview) -> Message:
 # ------------------------------------------------------------------------------ place → its router
 
 
-@_message(1)
+@register(1)
 class Joined(Message):
     """`rmpi.init` was called: from now on this place must leave properly."""
 
 
-@_message(2)
+@register(2)
 class Left(Message):
     """All that was sent is out; this place may end."""
 
 
-@_message(3)
+@register(3)
 class Connect(Message):
     """A link to ``peer`` is wanted."""
 
     peer: int
 
 
-@_message(4)
+@register(4)
 class Called(Message):
     """``what`` was called here as collective number ``sequence``; ``last`` if this rank leaves after it."""
 
@@ -152,7 +152,7 @@ class Called(Message):
     last: bool
 
 
-@_message(5)
+@register(5)
 class Ask(Message):
     """``other`` called something else: find out what."""
 
@@ -161,7 +161,7 @@ class Ask(Message):
     sequence: int
 
 
-@_message(6)
+@register(6)
 class Crashed(Message):
     """An exception nobody caught is about to end this place.
 
@@ -173,7 +173,7 @@ class Crashed(Message):
     consequence: bool
 
 
-@_message(7)
+@register(7)
 class Revoke(Message):
     """Nobody shall use this communicator any more; the text says who revoked it, and where."""
 
@@ -181,7 +181,7 @@ class Revoke(Message):
     text: str
 
 
-@_message(8)
+@register(8)
 class Abort(Message):
     """The job shall end with this exit code; the text says where that was decided."""
 
@@ -189,7 +189,7 @@ class Abort(Message):
     text: str
 
 
-@_message(9)
+@register(9)
 class Blocked(Message):
     """All of this place waits without a limit, has for a while, and nothing in it could send of its own accord.
 
@@ -209,14 +209,14 @@ class Blocked(Message):
     calls: dict[int, int]
 
 
-@_message(10)
+@register(10)
 class Awake(Message):
     """The answer to `StillBlocked` of a place that is not, or not quite."""
 
     round: int
 
 
-@_message(12)
+@register(12)
 class Returned(Message):
     """A piece of what the function that this place was started for has returned or raised, for the owner of the job.
 
@@ -230,7 +230,7 @@ class Returned(Message):
 # ------------------------------------------------------------------------------ router → its place
 
 
-@_message(16)
+@register(16)
 class Welcome(Message):
     """What a rank needs to know; waiting in its socket before it starts."""
 
@@ -242,14 +242,14 @@ class Welcome(Message):
     unmatched_limit: int
 
 
-@_message(17)
+@register(17)
 class LinkTo(Message):
     """A connected socket to ``peer`` comes with this message."""
 
     peer: int
 
 
-@_message(18)
+@register(18)
 class Dial(Message):
     """Connect to ``peer`` through its node's door at one of these ``(address, port)``."""
 
@@ -258,7 +258,7 @@ class Dial(Message):
     key: bytes
 
 
-@_message(19)
+@register(19)
 class Ended(Message):
     """A place has ended: well (``failed`` False) or not."""
 
@@ -269,7 +269,7 @@ class Ended(Message):
     failed: bool
 
 
-@_message(20)
+@register(20)
 class Broken(Message):
     """A communicator cannot be used any more. ``error`` is the name of the exception that says so, in `rmpi.errors`."""
 
@@ -278,7 +278,7 @@ class Broken(Message):
     text: str
 
 
-@_message(21)
+@register(21)
 class WhatCalled(Message):
     """Answer with `Called`, if that collective has been called."""
 
@@ -286,7 +286,7 @@ class WhatCalled(Message):
     sequence: int
 
 
-@_message(22)
+@register(22)
 class StillBlocked(Message):
     """Every place has said that it is blocked: is this one still? Answered by `Blocked` or `Awake`, with its number."""
 
@@ -296,7 +296,7 @@ class StillBlocked(Message):
 # ------------------------------------------------------------------------------------ head → node
 
 
-@_message(32)
+@register(32)
 class OpenDoor(Message):
     """Listen at this address for places of other nodes."""
 
@@ -304,7 +304,7 @@ class OpenDoor(Message):
     key: bytes
 
 
-@_message(33)
+@register(33)
 class Begin(Message):
     """The job, for one node. It checks that it can be done, and answers `Ready` or `Refused`.
 
@@ -331,19 +331,19 @@ class Begin(Message):
     preload: tuple[str, ...]
 
 
-@_message(34)
+@register(34)
 class Go(Message):
     """Every node is ready: start the places."""
 
 
-@_message(35)
+@register(35)
 class Everyone(Message):
     """Give this packed message to every place of the node."""
 
     packed: bytes
 
 
-@_message(36)
+@register(36)
 class ToPlace(Message):
     """Give this packed message to one place."""
 
@@ -351,7 +351,7 @@ class ToPlace(Message):
     packed: bytes
 
 
-@_message(37)
+@register(37)
 class Input(Message):
     """Standard input for a place; empty at its end."""
 
@@ -359,26 +359,26 @@ class Input(Message):
     data: bytes
 
 
-@_message(38)
+@register(38)
 class Signal(Message):
     """Send a signal to every place."""
 
     number: int
 
 
-@_message(39)
+@register(39)
 class Consumed(Message):
     """So many bytes of output were shown: so many more may come."""
 
     count: int
 
 
-@_message(40)
+@register(40)
 class Stop(Message):
     """End every place and everything it started, and the node."""
 
 
-@_message(41)
+@register(41)
 class Ping(Message):
     """I am here."""
 
@@ -386,7 +386,7 @@ class Ping(Message):
 # ------------------------------------------------------------------------------------ node → head
 
 
-@_message(48)
+@register(48)
 class DoorIs(Message):
     """The door that was asked for is at this port."""
 
@@ -394,12 +394,12 @@ class DoorIs(Message):
     port: int
 
 
-@_message(49)
+@register(49)
 class Ready(Message):
     """Everything is checked and the spawner is up."""
 
 
-@_message(50)
+@register(50)
 class Refused(Message):
     """This node, or its spawner, cannot do its part, and nothing was started."""
 
@@ -407,7 +407,7 @@ class Refused(Message):
     status: int
 
 
-@_message(51)
+@register(51)
 class FromPlace(Message):
     """A place said this."""
 
@@ -415,7 +415,7 @@ class FromPlace(Message):
     packed: bytes
 
 
-@_message(52)
+@register(52)
 class Exited(Message):
     """A place has ended. ``status`` is its exit status, or minus the signal that killed it."""
 
@@ -425,7 +425,7 @@ class Exited(Message):
     left: bool
 
 
-@_message(53)
+@register(53)
 class Output(Message):
     """What a place wrote to ``stream`` 1 or 2; empty at its end."""
 
@@ -434,19 +434,19 @@ class Output(Message):
     data: bytes
 
 
-@_message(54)
+@register(54)
 class Gone(Message):
     """All places of this node have ended, and nothing they started is left."""
 
 
-@_message(55)
+@register(55)
 class Fed(Message):
     """The input that was sent has been taken: more may come."""
 
     endpoint: int
 
 
-@_message(56)
+@register(56)
 class Note(Message):
     """Something for whoever wants to know what is being done."""
 
@@ -456,7 +456,7 @@ class Note(Message):
 # ------------------------------------------------------------------------------- node ⇄ its spawner
 
 
-@_message(64)
+@register(64)
 class Fork(Message):
     """Start a place. With it come its stdin, stdout, stderr and control socket."""
 
@@ -469,12 +469,12 @@ class Fork(Message):
     directory: str
 
 
-@_message(65)
+@register(65)
 class Up(Message):
     """The spawner runs, and has imported what it was to import."""
 
 
-@_message(66)
+@register(66)
 class Forked(Message):
     """A place runs as process ``pid``."""
 
@@ -482,7 +482,7 @@ class Forked(Message):
     pid: int
 
 
-@_message(67)
+@register(67)
 class Reaped(Message):
     """A place has ended with this status (minus the signal that killed it)."""
 

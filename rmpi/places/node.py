@@ -10,7 +10,7 @@ Life lines, each ended by end of file:
     head ── ssh session ──▶ node ── control socket ──▶ spawner ── PDEATHSIG ──▶ places
 
 If the spawner dies, the node kills all that is below it and is lost to the job; if the node dies, the
-spawner does the same. ``python -m rmpi.places.node`` is what a booter starts on another machine.
+spawner does the same. What a booter starts on another machine is in `rmpi.places.remote`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import os
 import select
 import signal
 import socket
-import sys
 import termios
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -32,36 +31,22 @@ from typing import Protocol
 from rmpi.errors import LaunchError, WireError
 from rmpi.places.control import Control, control_pair
 from rmpi.places.door import Door
-from rmpi.places.ends import signal_name
 from rmpi.places.ignition import Ignition, thread_limits
 from rmpi.places.loop import Loop, Timer
 from rmpi.places.messages import (
     Begin,
-    Consumed,
-    DoorIs,
-    Fed,
     Fork,
     Forked,
-    Go,
-    Gone,
-    Input,
     LinkTo,
     Message,
     Note,
-    OpenDoor,
-    Output,
-    Ready,
     Reaped,
-    Refused,
     Signal,
-    Stop,
     Up,
     Welcome,
 )
-from rmpi.places.nodelink import NodeLink
-from rmpi.places.processes import become_subreaper, kill_descendants, kill_groups, name_process
+from rmpi.places.processes import become_subreaper, kill_descendants, kill_groups
 from rmpi.places.router import (
-    HEAD,
     Aborted,
     Action,
     Announcement,
@@ -84,20 +69,13 @@ from rmpi.places.router import (
     TurnAway,
     Undelivered,
 )
+from rmpi.places.spawnerprocess import READ_SIZE, MakeParent, Parent, SpawnerProcess
 
 OUTPUT_BUDGET = 1 << 20
 """Bytes of output under way to whoever shows it; beyond, pipes are not read and ranks wait in write."""
 
-READ_SIZE = 64 << 10
-
 DRAIN = 0.2
 """Seconds after a place's end to read its pipes; a process it left behind may hold them open for ever."""
-
-SPAWNER_GRACE = 2.0
-"""Seconds for a spawner to end what is below it, before it is killed itself."""
-
-STDERR_KEPT = 4096
-"""Bytes of what the spawner said last, for the message when it does not come up."""
 
 
 class Outside(Protocol):
@@ -129,31 +107,6 @@ class Outside(Protocol):
 
     def note(self, text: str) -> None:
         """Something for whoever wants to know what is being done."""
-
-
-class Parent(Protocol):
-    """Whoever forks and reaps places for a node: `_SpawnerProcess`, or the node's own process."""
-
-    @property
-    def ended_well(self) -> bool:
-        """Once it has ended: whether it did so itself, and all that was below it first."""
-
-    def send(self, message: Message, fds: Iterable[int] = ()) -> None:
-        """`Fork`, with descriptors that stay the caller's, or `Signal`. Answered by `Up`, `Forked` and `Reaped`."""
-
-    def end(self) -> None:
-        """End all that is below it, and itself."""
-
-    def last_words(self) -> str:
-        """Why it ended without being asked to."""
-
-    def disown(self) -> None:
-        """In a fork of the node's process: close our end of the life line, which is not the fork's."""
-
-
-MakeParent = Callable[[Loop, Begin, Callable[[Message], None], Callable[[bool], None]], Parent]
-"""Called with the loop, the job, what to call with each message, and what to call at the end: whether `Parent.end`
-was called before."""
 
 
 class _Place:
@@ -253,7 +206,7 @@ class Node:
             fork=begin.fork,
             preload=begin.preload,
         )
-        return _SpawnerProcess(loop, ignition, said, ended)
+        return SpawnerProcess(loop, ignition, said, ended)
 
     def attend(self, book: Book) -> None:
         """Route for a job of which no place runs here."""
@@ -279,24 +232,30 @@ class Node:
             self._finish()
 
     def _start(self, begin: Begin, endpoint: int, rank: int, crowded: bool, limit: int) -> None:
-        ours, theirs = control_pair()
-        place = self._places[endpoint] = _Place(endpoint, rank, Control(ours))
-        self._loop.register(place.control.fileno(), partial(self._place_ready, place))
-        inherited = [self._open_stdin(place, begin), *self._open_pipes(place), theirs.fileno()]
-        welcome = Welcome(rank, begin.members, begin.hosts, begin.context, crowded, limit)
-        self._tell(place, welcome)
         environment = {"RMPI_RANK": str(rank), "RMPI_SIZE": str(len(begin.members))}
+        fork = Fork(endpoint, rank, begin.kind, begin.target, begin.argv, environment, begin.directory)
+        place = self._launch(fork, reads=rank == begin.stdin_rank)
+        self._tell(place, Welcome(rank, begin.members, begin.hosts, begin.context, crowded, limit))
+
+    def _launch(self, fork: Fork, *, reads: bool = False) -> _Place:
+        """Have a place forked, with pipes that are read here and a control socket that may be written to at once.
+
+        Args:
+            reads: Whether its standard input is what `feed` is given; else it is empty.
+        """
+        ours, theirs = control_pair()
+        place = self._places[fork.endpoint] = _Place(fork.endpoint, fork.rank, Control(ours))
+        self._loop.register(place.control.fileno(), partial(self._place_ready, place))
+        inherited = [self._open_stdin(place, reads), *self._open_pipes(place), theirs.fileno()]
         assert self._spawner is not None
-        self._spawner.send(
-            Fork(endpoint, rank, begin.kind, begin.target, begin.argv, environment, begin.directory),
-            inherited,
-        )
+        self._spawner.send(fork, inherited)
         theirs.close()
         for fd in inherited[:3]:
             os.close(fd)
+        return place
 
-    def _open_stdin(self, place: _Place, begin: Begin) -> int:
-        if place.rank != begin.stdin_rank:
+    def _open_stdin(self, place: _Place, reads: bool) -> int:
+        if not reads:
             return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         theirs, ours = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(ours, False)
@@ -519,7 +478,10 @@ class Node:
             case Note(text):
                 self._outside.note(text)
             case Forked(endpoint, pid):
-                self._pids[endpoint] = pid
+                self._forked(endpoint, pid)
+
+    def _forked(self, endpoint: int, pid: int) -> None:
+        self._pids[endpoint] = pid
 
     def _reaped(self, place: _Place, status: int) -> None:
         """A place has ended. The job hears of it now, whoever may hold its pipes or be slow to show its output."""
@@ -548,6 +510,10 @@ class Node:
             place.timer.cancel()
         for fd in list(place.pipes):
             self._read_rest(place, fd)
+        self._settled(place)
+
+    def _settled(self, _place: _Place) -> None:
+        """Nothing more will come of a place: if it was the last one, the node's work is done."""
         if all(place.ended for place in self._places.values()) and self._spawner is not None:
             self._spawner.end()
 
@@ -560,7 +526,7 @@ class Node:
             kill_descendants(self._spared())
         if not expected:
             self._outside.failed(spawner.last_words())
-        for place in self._places.values():
+        for place in list(self._places.values()):
             if place.status is None:
                 self._reaped(place, -signal.SIGKILL)
             if not place.ended:
@@ -593,116 +559,6 @@ class Node:
         self._early.clear()
 
 
-class _SpawnerProcess:
-    """The node's side of its spawner."""
-
-    def __init__(
-        self,
-        loop: Loop,
-        ignition: Ignition,
-        said: Callable[[Message], None],
-        ended: Callable[[bool], None],
-    ) -> None:
-        self._loop = loop
-        self._said = said
-        self._ended = ended
-        self._expected = False
-        self._up = False
-        self._refusal: str | None = None
-        self._stderr = b""
-        self._python = ignition.python
-        self._process = ignition.process
-        self._control = Control(ignition.control)
-        assert self._process.stderr is not None
-        self._stderr_fd = self._process.stderr.fileno()
-        os.set_blocking(self._stderr_fd, False)
-        self._pidfd = os.pidfd_open(self._process.pid)
-        loop.register(self._pidfd, lambda _mask: self._collect())
-        loop.register(self._control.fileno(), self._stir)
-        loop.register(self._stderr_fd, lambda _mask: self._read_stderr())
-
-    def send(self, message: Message, fds: Iterable[int] = ()) -> None:
-        if not self._control.send(message, tuple(fds)):
-            self._loop.modify(self._control.fileno(), select.EPOLLIN | select.EPOLLOUT)
-
-    def end(self) -> None:
-        """Have it kill what is below it, and exit."""
-        if self._expected or self._control.closed:
-            return
-        self._expected = True
-        self._control.shut()
-        if self._up:
-            self._loop.call_later(SPAWNER_GRACE, self._insist)
-        else:  # it is importing, and does not listen
-            self._insist()
-
-    def disown(self) -> None:
-        self._control.close()
-
-    def _insist(self) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-
-    def _stir(self, mask: int) -> None:
-        if mask & select.EPOLLOUT and self._control.flush():
-            self._loop.modify(self._control.fileno(), select.EPOLLIN)
-        if mask & ~select.EPOLLOUT:
-            self._hear()
-
-    def _hear(self) -> None:
-        for message, _ in self._control.receive():
-            if isinstance(message, Refused):
-                self._refusal = message.text
-                continue
-            self._up = self._up or isinstance(message, Up)
-            self._said(message)
-        if self._control.closed:
-            self._loop.unregister(self._control.fileno())
-
-    def _collect(self) -> None:
-        """The process has ended."""
-        self._hear()
-        self._process.wait()
-        self._read_stderr()
-        for fd in (self._pidfd, self._control.fileno(), self._stderr_fd):
-            self._loop.unregister(fd)
-        os.close(self._pidfd)
-        self._control.close()
-        assert self._process.stderr is not None
-        self._process.stderr.close()
-        self._ended(self._expected)
-
-    def _read_stderr(self) -> None:
-        try:
-            data = os.read(self._stderr_fd, READ_SIZE)
-        except BlockingIOError:
-            return
-        if not data:
-            self._loop.modify(self._stderr_fd, 0)
-        elif self._up:
-            sys.stderr.write(data.decode(errors="replace"))
-            sys.stderr.flush()
-        self._stderr = (self._stderr + data)[-STDERR_KEPT:]
-
-    @property
-    def ended_well(self) -> bool:
-        """Whether it has ended itself, and all that was below it first."""
-        return self._process.returncode == 0
-
-    def last_words(self) -> str:
-        """Why it ended without being asked to."""
-        status = self._process.returncode
-        how = f"was killed by {signal_name(-status)}" if status < 0 else f"ended with exit status {status}"
-        if self._refusal is not None:
-            return self._refusal
-        if self._up:
-            return f"its spawner {how}"
-        said = self._stderr.decode(errors="replace").strip()
-        if said.endswith("No module named 'rmpi'"):
-            return f"{self._python} has no rmpi: install it there, or choose another interpreter with --python"
-        return f"{self._python} cannot be the ranks' interpreter: it {how}" + (f", and said:\n{said}" if said else "")
-
-
 def check_program(begin: Begin) -> None:
     """Whether the program and its directory are on this machine.
 
@@ -725,131 +581,3 @@ def _bytes_in(pipe: int) -> int:
 def _memory() -> int:
     """Bytes of this machine's memory."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-# ------------------------------------------------------------------------------ on another machine
-
-
-class Remote:
-    """A node that a booter has started: its outside is the stream to the head."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.loop = Loop()
-        self.node = Node(self.loop, self)
-        self.over = False
-        self._uplink = NodeLink(self.loop, sock, self._heard, self._lost, silence=float("inf"))
-
-    def run(self) -> None:
-        while not self.over:
-            self.loop.run_once()
-
-    def _heard(self, message: Message) -> None:
-        try:
-            self._do(message)
-        except LaunchError as error:
-            self._uplink.send(Refused(str(error), error.status))
-
-    def _do(self, message: Message) -> None:
-        match message:
-            case OpenDoor(address, key):
-                self._uplink.send(DoorIs(address, self.node.open_door(address, key)))
-            case Begin():
-                self.node.begin(message)
-            case Go():
-                self.node.go()
-            case Input(endpoint, data):
-                self.node.feed(endpoint, data)
-            case Signal(number):
-                self.node.signal(number)
-            case Consumed(count):
-                self.node.consumed(count)
-            case Stop():
-                self.node.stop()
-            case _:
-                self.node.step(NodeSaid(HEAD, message))
-
-    def _lost(self, _why: str) -> None:
-        """The head is gone: nothing may be left behind."""
-        kill_descendants()
-        self.over = True
-
-    def send(self, node: int, message: Message) -> None:
-        assert node == HEAD
-        self._uplink.send(message)
-
-    def announce(self, announcement: Announcement) -> None:
-        raise AssertionError(f"only the head announces: {announcement}")
-
-    def output(self, endpoint: int, stream: int, data: bytes) -> None:
-        self._uplink.send(Output(endpoint, stream, data))
-
-    def fed(self, endpoint: int) -> None:
-        self._uplink.send(Fed(endpoint))
-
-    def ready(self) -> None:
-        self._uplink.send(Ready())
-
-    def failed(self, reason: str) -> None:
-        self._uplink.send(Refused(reason, 125))
-
-    def gone(self) -> None:
-        self._uplink.send(Gone())
-
-    def warn(self, text: str) -> None:
-        sys.stderr.write(f"rmpi: {text}\n")
-        sys.stderr.flush()
-
-    def note(self, text: str) -> None:
-        self._uplink.send(Note(text))
-
-
-def main(control_in: int, control_out: int) -> int:
-    """A node on another machine, whose control stream is on two descriptors. Returns its exit status."""
-    become_subreaper()
-    name_process("rmpi-node", "rmpi node")
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-        signal.signal(number, lambda _number, _frame: remote.loop.post(remote.node.stop))
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    remote = Remote(_as_socket(control_in, control_out))
-    remote.run()
-    kill_descendants()
-    return 0
-
-
-def _as_socket(control_in: int, control_out: int) -> socket.socket:
-    """One stream socket over two descriptors, which ssh makes pipes, or one socket."""
-    if _is_socket(control_in):
-        return socket.socket(fileno=control_in)
-    ours, theirs = socket.socketpair()
-    _pump(control_in, theirs.fileno())
-    _pump(theirs.fileno(), control_out)
-    theirs.detach()
-    return ours
-
-
-def _is_socket(fd: int) -> bool:
-    try:
-        socket.socket(fileno=os.dup(fd)).close()
-    except OSError:
-        return False
-    return True
-
-
-def _pump(source: int, target: int) -> None:
-    """Copy from one descriptor to another in a thread of its own, and pass the end on."""
-    import threading
-
-    def copy() -> None:
-        try:
-            while data := os.read(source, READ_SIZE):
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(target, view) :]
-        except OSError:
-            pass
-        try:
-            socket.socket(fileno=os.dup(target)).shutdown(socket.SHUT_WR)
-        except OSError:
-            pass
-
-    threading.Thread(target=copy, daemon=True).start()

@@ -229,7 +229,7 @@ def lacks(executable: str, package: str, requirement: str) -> HostFailed:
 def does_not_import(executable: str, reason: str) -> HostFailed:
     return HostFailed(
         f"rmpi does not import in {executable} ({reason})",
-        f"try there: {shlex.quote(executable)} -c 'import rmpi.places.node'",
+        f"try there: {shlex.quote(executable)} -c 'import rmpi.places.remote'",
     )
 
 

@@ -46,11 +46,11 @@ from rmpi.places.hosts import HostSpec
 from rmpi.places.ignition import make_room
 from rmpi.places.loop import Loop
 from rmpi.places.messages import Begin, Fork, Forked, Message, Reaped, Signal, Up
-from rmpi.places.node import MakeParent
 from rmpi.places.parcels import failure, frames_below, pack_outcome, pack_value
 from rmpi.places.place import FD_VARIABLE, reporter_at
 from rmpi.places.printing import Lines, write_line
 from rmpi.places.processes import die_with_parent, kill_groups, name_process, reset_signals
+from rmpi.places.spawnerprocess import MakeParent
 from rmpi.places.zygote import import_media, renew_secrets
 
 T = TypeVar("T")

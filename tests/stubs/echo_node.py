@@ -1,4 +1,4 @@
-"""A stand-in for `rmpi.places.node`: sends back what it gets."""
+"""A stand-in for `rmpi.places.remote`: sends back what it gets."""
 
 import os
 
