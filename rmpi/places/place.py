@@ -1,8 +1,7 @@
 """This process as a place: its control socket to the router, and the endpoint behind which its peers are.
 
 The control socket is inherited (``RMPI_FD=number:inode``, checked, because a number alone may be anybody's).
-It brings the `Welcome`, then links: connected sockets from the router, or doors of other nodes to dial. A
-place dials in a thread of its own, because a connection may take seconds and progress must not stop.
+It brings the `Welcome`, then what `Links` makes links of: connected sockets, or doors of other nodes to dial.
 
 What the router says arrives within progress, like everything else: a place that computes hears nothing
 until it calls the library again.
@@ -15,12 +14,10 @@ import select
 import socket
 import stat
 import sys
-import threading
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from rmpi.deadline import Deadline
 from rmpi.errors import (
     ChannelClosed,
     CollectiveMismatch,
@@ -33,14 +30,13 @@ from rmpi.errors import (
     WireError,
 )
 from rmpi.places.control import Control, wait_for
-from rmpi.places.door import dial
+from rmpi.places.links import Links
 from rmpi.places.messages import (
     ALL,
     Abort,
     Ask,
     Broken,
     Called,
-    Connect,
     Dial,
     Ended,
     Joined,
@@ -149,6 +145,7 @@ class Place:
         os.set_inheritable(fd, False)
         self.welcome = self._await_welcome()
         self.endpoint = self._make_endpoint()
+        self._links = Links(self.endpoint, self._tell, self._name_of, self._neighbours)
         self._witness = self._make_witness()
         self._tell(Joined())
 
@@ -175,7 +172,7 @@ class Place:
         spin = float(os.environ.get("RMPI_SPIN", SPIN))
         endpoint = Endpoint(
             welcome.members[welcome.rank],
-            self._connect,
+            lambda peer: self._links.connect(peer),
             spin=spin,
             crowded=welcome.crowded,
             unmatched_limit=welcome.unmatched_limit,
@@ -198,14 +195,15 @@ class Place:
         rank = self.welcome.members.index(endpoint)
         return f"rank {rank} on {self.welcome.hosts[rank]}"
 
+    def _neighbours(self) -> int:
+        hosts = self.welcome.hosts
+        return hosts.count(hosts[self.welcome.rank])
+
     # ------------------------------------------------------------------------ towards the router
 
     def _tell(self, message: Message) -> None:
         if not self._control.send(message):
             self.endpoint.crank.post(self._flush)
-
-    def _connect(self, peer: int) -> None:
-        self._tell(Connect(peer))
 
     def called(self, context: int, sequence: int, fingerprint: int, what: str) -> None:
         self._tell(Called(context, sequence, fingerprint, what, self._left))  # who leaves will not raise it
@@ -264,13 +262,8 @@ class Place:
 
     def _heard(self, message: Message, fds: list[int]) -> None:
         match message:
-            case LinkTo(peer) if not fds:  # the kernel drops those that find no room (unix(7))
-                lost = PeerLost(f"cannot reach {self._name_of(peer)}: too many open files here (ulimit -n)")
-                self.endpoint.link_failed(peer, lost)
-            case LinkTo(peer):
-                self._add_link(peer, socket.socket(fileno=fds[0]))
-            case Dial(peer, doors, key):
-                threading.Thread(target=self._dial, args=(peer, doors, key), daemon=True).start()
+            case LinkTo() | Dial():
+                self._links.heard(message, fds)
             case Ended():
                 self._peer_ended(message)
             case Broken(context, error, text) if context == ALL:
@@ -283,22 +276,6 @@ class Place:
                 mine = self._called(context, sequence)
                 if mine is not None:
                     self.called(context, sequence, *mine)
-
-    def _add_link(self, peer: int, sock: socket.socket) -> None:
-        from rmpi.transport.media import link_over
-
-        hosts = self.welcome.hosts
-        neighbours = hosts.count(hosts[self.welcome.rank])
-        try:
-            link = link_over(sock, self.endpoint.ident, peer, self.endpoint, neighbours)
-        except OSError as error:
-            lost = PeerLost(
-                f"cannot reach {self._name_of(peer)}: no shared memory ({error.strerror}); give the job more, or set "
-                "RMPI_SHM=0 to do without"
-            )
-            self.endpoint.link_failed(peer, lost)
-            return
-        self.endpoint.add_link(link)
 
     def _peer_ended(self, ended: Ended) -> None:
         if ended.endpoint == self.endpoint.ident:
@@ -319,30 +296,3 @@ class Place:
                 self.endpoint.peer_ended(
                     member, RankFailed(rank, self.welcome.hosts[rank], "the router of this host is gone")
                 )
-
-    # ------------------------------------------------------------------------------------- dialling
-
-    def _dial(self, peer: int, doors: tuple[tuple[str, int], ...], key: bytes) -> None:
-        """Connect to a peer on another node; in a thread of its own.
-
-        Both sides may want to at the same moment, as in a collective. Then one link is enough, and better: where each
-        sends on its own, none is the one that brings answers. So the higher number lets the lower one go first.
-        """
-        if self.endpoint.ident > peer:
-            threading.Event().wait(HEAD_START)
-            if peer in self.endpoint.media():
-                return
-        try:
-            sock = dial(doors, key, self.endpoint.ident, peer, Deadline.after(DIAL_LIMIT))
-        except RmpiError as error:
-            lost = PeerLost(f"cannot reach {self._name_of(peer)}: {error}")
-            self.endpoint.crank.post(partial(self.endpoint.link_failed, peer, lost))
-            return
-        self.endpoint.crank.post(partial(self._add_link, peer, sock))
-
-
-HEAD_START = 0.02
-"""Seconds that the peer has to connect to us, before we do it."""
-
-DIAL_LIMIT = 30.0
-"""Seconds for a connection to another node's door, all its addresses together."""
