@@ -15,7 +15,6 @@ import socket
 import stat
 import sys
 from collections.abc import Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from rmpi.errors import (
@@ -27,21 +26,18 @@ from rmpi.errors import (
     PeerLost,
     RankFailed,
     RmpiError,
-    WireError,
 )
+from rmpi.places.attachment import Attachment
 from rmpi.places.control import Control, wait_for
-from rmpi.places.links import Links
 from rmpi.places.messages import (
     ALL,
     Abort,
     Ask,
     Broken,
     Called,
-    Dial,
     Ended,
     Joined,
     Left,
-    LinkTo,
     Message,
     Revoke,
     StillBlocked,
@@ -52,7 +48,7 @@ from rmpi.places.reporter import Reporter
 from rmpi.places.witness import Witness, only_these_threads
 
 if TYPE_CHECKING:
-    from rmpi.transport.endpoint import Endpoint
+    pass
 
 FD_VARIABLE = "RMPI_FD"
 
@@ -125,12 +121,11 @@ class Calls(Protocol):
         """What was begun and has not ended, in words."""
 
 
-class Place:
+class Place(Attachment):
     """This process' part in a job.
 
     Attributes:
         welcome: What the router said first.
-        endpoint: The traffic with other places.
     """
 
     def __init__(self, fd: int) -> None:
@@ -139,49 +134,22 @@ class Place:
         self._reporter = reporter_at(fd)
         self._reporter.install()
         assert _control is not None
-        self._control = _control
         self._left = self._aborted = False
-        self.pid = os.getpid()
         os.set_inheritable(fd, False)
-        self.welcome = self._await_welcome()
-        self.endpoint = self._make_endpoint()
-        self._links = Links(self.endpoint, self._tell, self._name_of, self._neighbours)
+        self.welcome, early = _await_welcome(_control)
+        super().__init__(
+            _control,
+            self.welcome.members[self.welcome.rank],
+            early,
+            crowded=self.welcome.crowded,
+            unmatched_limit=self.welcome.unmatched_limit,
+        )
         self._witness = self._make_witness()
         self._tell(Joined())
 
     def serve(self, calls: Calls) -> None:
         """Answer for ``calls``, which are made in this place."""
         self._calls = calls
-
-    def _await_welcome(self) -> Welcome:
-        ready = wait_for(self._control.fileno(), select.POLLIN, WELCOME_LIMIT)
-        messages = self._control.receive() if ready else []
-        if not messages or not isinstance(messages[0][0], Welcome):
-            raise LaunchError(
-                "the router that started this process does not answer: either it is gone, or another program that was "
-                "started as this rank has joined the job already, and a rank can join only once"
-            )
-        self._early = messages[1:]
-        return messages[0][0]
-
-    def _make_endpoint(self) -> Endpoint:
-        from rmpi.transport.crank import SPIN
-        from rmpi.transport.endpoint import Endpoint
-
-        welcome = self.welcome
-        spin = float(os.environ.get("RMPI_SPIN", SPIN))
-        endpoint = Endpoint(
-            welcome.members[welcome.rank],
-            lambda peer: self._links.connect(peer),
-            spin=spin,
-            crowded=welcome.crowded,
-            unmatched_limit=welcome.unmatched_limit,
-            name_of=self._name_of,
-        )
-        for message, fds in self._early:
-            endpoint.crank.post(partial(self._heard, message, fds))
-        endpoint.crank.register(self._control.fileno(), self._ready)
-        return endpoint
 
     def _make_witness(self) -> Witness:
         self.endpoint.stays.quiet = only_these_threads
@@ -200,10 +168,6 @@ class Place:
         return hosts.count(hosts[self.welcome.rank])
 
     # ------------------------------------------------------------------------ towards the router
-
-    def _tell(self, message: Message) -> None:
-        if not self._control.send(message):
-            self.endpoint.crank.post(self._flush)
 
     def called(self, context: int, sequence: int, fingerprint: int, what: str) -> None:
         self._tell(Called(context, sequence, fingerprint, what, self._left))  # who leaves will not raise it
@@ -237,33 +201,10 @@ class Place:
             self._control.drain()
         self.endpoint.close()
 
-    def _flush(self) -> None:
-        """Send what the router was too slow to take. Within progress."""
-        self.endpoint.crank.want_room(self._control.fileno(), not self._control.flush())
-
-    def disown(self) -> None:
-        """In a forked child: the links are the parent's."""
-        self.endpoint.disown()
-
     # ---------------------------------------------------------------------- what the router says
 
-    def _ready(self, mask: int) -> None:
-        if mask & select.EPOLLOUT:
-            self._flush()
-        try:
-            for message, fds in self._control.receive():
-                self._heard(message, fds)
-        except WireError:
-            self._control.closed = True
-        if self._control.closed:
-            self.endpoint.crank.unregister(self._control.fileno())
-            self._control.close()
-            self._lost_router()
-
-    def _heard(self, message: Message, fds: list[int]) -> None:
+    def _heard(self, message: Message) -> None:
         match message:
-            case LinkTo() | Dial():
-                self._links.heard(message, fds)
             case Ended():
                 self._peer_ended(message)
             case Broken(context, error, text) if context == ALL:
@@ -296,3 +237,15 @@ class Place:
                 self.endpoint.peer_ended(
                     member, RankFailed(rank, self.welcome.hosts[rank], "the router of this host is gone")
                 )
+
+
+def _await_welcome(control: Control) -> tuple[Welcome, list[tuple[Message, list[int]]]]:
+    """What the router says first, and what has come behind it."""
+    ready = wait_for(control.fileno(), select.POLLIN, WELCOME_LIMIT)
+    messages = control.receive() if ready else []
+    if not messages or not isinstance(messages[0][0], Welcome):
+        raise LaunchError(
+            "the router that started this process does not answer: either it is gone, or another program that was "
+            "started as this rank has joined the job already, and a rank can join only once"
+        )
+    return messages[0][0], messages[1:]
