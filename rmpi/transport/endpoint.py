@@ -20,7 +20,7 @@ caller cannot always know: the last moment at which a signal handler may raise i
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -53,6 +53,9 @@ SETTLE_STEP = 0.01
 
 PATIENCE = 0.25
 """Seconds after which the peers of a collective may have to hear that it takes long."""
+
+FREED, CLOSED = "this communicator was freed", "this channel was closed"
+"""What users of a context that is gone are told."""
 
 Mismatched = Callable[[Arrival, int], None]
 """Called, without the lock, when a frame of a collective disagrees with what was called here."""
@@ -94,6 +97,7 @@ class Endpoint:
         self.mismatched = mismatched
         self._conflicts: list[tuple[Arrival, int]] = []
         self._loops = EventLoops(self.crank, self.progress)
+        self._routed: Counter[int] = Counter()  # open routes by context
         self._continuations: deque[Callable[[], None]] = deque()
         self._peers = Peers(ident, name_of, self.crank, connect)
         self._incoming = Incoming(ident, self._peers, unmatched_limit, self._note_conflict)
@@ -131,10 +135,43 @@ class Endpoint:
 
     def close_context(self, context: int, short: Shortcut) -> None:
         """Forget a context: who waits in it, or uses it later, gets `ChannelClosed`; what comes in it is dropped."""
+        self._close(context, short, FREED)
+
+    def _close(self, context: int, short: Shortcut, why: str) -> None:
         with self._exclusively():
             if not self.crank.closed and context in self._incoming.matching.contexts:
-                self._ends.close_context(context)
+                self._ends.close_context(context, ChannelClosed(why))
             self._shortcuts.close(short)
+
+    def open_box(self, context: int) -> Shortcut:
+        """Receive here what anybody sends in this context, whoever comes and goes. What has come already is kept.
+
+        Returns:
+            The short cut for receiving: what it calls a rank is the number of an endpoint.
+        """
+        with self._exclusively():
+            return self._shortcuts.open_box(context, self._ends.open_context(context, frozenset(), False))
+
+    def close_box(self, context: int, short: Shortcut) -> None:
+        """`close_context`, of a box."""
+        self._close(context, short, CLOSED)
+
+    def open_route(self, context: int, peer: int) -> Shortcut:
+        """Send to a box of ``peer`` from now on; whether there is one is not asked.
+
+        Returns:
+            The short cut for sending, by the number of that endpoint.
+        """
+        with self._exclusively():
+            self._routed[context] += 1
+            return self._shortcuts.open_route(context, peer)
+
+    def close_route(self, context: int, peer: int, short: Shortcut) -> None:
+        """Send there no more; what was sent still arrives."""
+        with self._exclusively():
+            self._routed[context] -= 1
+            if not self._routed[context]:
+                del self._routed[context]
 
     def begin_call(self, context: int, sequence: int, fingerprint: int) -> None:
         """Note which collective is called here as number ``sequence``, and compare with what has come.
@@ -245,7 +282,12 @@ class Endpoint:
         if context in self._ends.broken:
             raise fresh(self._ends.broken[context])
         if context not in self._incoming.matching.contexts:
-            raise ChannelClosed("this communicator was freed")
+            raise fresh(self._incoming.matching.why_closed(context) or ChannelClosed(FREED))
+
+    def _check_routed(self, context: int) -> None:
+        """Whether something may be sent in a context: there is a route, or it is our own."""
+        if self.crank.closed or context not in self._routed:
+            self._check_open(context)
 
     # ------------------------------------------------------------------------------------ messages
 
@@ -334,7 +376,7 @@ class Endpoint:
             encoded.nbytes,
         )
         with self.crank.lock:
-            self._check_open(context)
+            self._check_routed(context)
             self._outgoing.begin(transfer)
         self.crank.arm()
         return transfer

@@ -59,18 +59,17 @@ class Ends:
 
     def break_contexts(self, contexts: Iterable[int], error: RmpiError) -> None:
         """End what waits in these contexts; they cannot be used any more."""
-        broken = frozenset(context for context in contexts if not self._incoming.matching.is_closed(context))
+        broken = frozenset(context for context in contexts if self._incoming.matching.why_closed(context) is None)
         for context in broken:
             self.broken.setdefault(context, error)
         self._incoming.fail_in(broken, error)
         self._outgoing.fail_in(broken, error)
 
-    def close_context(self, context: int) -> None:
+    def close_context(self, context: int, error: ChannelClosed) -> None:
         """Nothing will be sent or received in this context any more."""
-        error = ChannelClosed("this communicator was freed")
         self._incoming.fail_in(frozenset({context}), error)
         self._outgoing.fail_in(frozenset({context}), error)
-        self._incoming.close_context(context)
+        self._incoming.close_context(context, error)
         self.broken.pop(context, None)  # what is broken and gone keeps nobody from leaving properly
 
     # ------------------------------------------------------------------------------------ peers

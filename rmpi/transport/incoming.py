@@ -138,9 +138,9 @@ class Incoming:
         if own is not None:
             self._peers.drain(own)
 
-    def close_context(self, context: int) -> None:
-        """Nobody will receive in this context any more: what its members sent is consumed, and dropped."""
-        for arrival in self.matching.close(context):
+    def close_context(self, context: int, why: RmpiError) -> None:
+        """Nobody will receive in this context any more: what was sent in it is consumed, and dropped."""
+        for arrival in self.matching.close(context, why):
             self._meet(arrival, Receive(context, ANY, ANY))
 
     def _why_hopeless(self, receive: Receive) -> PeerLost | None:

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from rmpi.errors import RmpiError
 from rmpi.transport.operation import Awaited, Operation
 from rmpi.wire.codec import Array, Landing, misfit, open_value
 from rmpi.wire.frames import Frame
@@ -186,7 +187,7 @@ class Matching:
 
     def __init__(self) -> None:
         self.contexts: dict[int, Context] = {}
-        self._closed: dict[int, None] = {}  # an ordered set
+        self._closed: dict[int, RmpiError] = {}  # and why, in the order in which they were closed
         self._serial = 0
         self._earliest = 0
 
@@ -261,8 +262,9 @@ class Matching:
             return waits
         return _take(context.receives, (receive.source, receive.tag), receive)
 
-    def is_closed(self, context: int) -> bool:
-        return context in self._closed
+    def why_closed(self, context: int) -> RmpiError | None:
+        """What `close` was told; None: it was not closed, or so long ago that this is forgotten."""
+        return self._closed.get(context)
 
     def withdraw(self, arrival: Arrival) -> bool:
         """Forget a message that nobody has received; False: somebody has."""
@@ -275,9 +277,9 @@ class Matching:
             for queue in context.receives.values():
                 yield from queue
 
-    def close(self, context: int) -> list[Arrival]:
+    def close(self, context: int, why: RmpiError) -> list[Arrival]:
         """Forget a context; what has come and nobody received. What comes later is received by nobody (`arrive`)."""
-        self._closed[context] = None
+        self._closed[context] = why
         if len(self._closed) > REMEMBERED_CONTEXTS:
             del self._closed[next(iter(self._closed))]
         known = self.contexts.pop(context)
