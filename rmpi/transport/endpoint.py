@@ -54,8 +54,8 @@ SETTLE_STEP = 0.01
 PATIENCE = 0.25
 """Seconds after which the peers of a collective may have to hear that it takes long."""
 
-FREED, CLOSED = "this communicator was freed", "this channel was closed"
-"""What users of a context that is gone are told."""
+FREED, CLOSED = ChannelClosed("this communicator was freed"), ChannelClosed("this channel was closed")
+"""What users of a context that is gone are told; copies of it (`fresh`)."""
 
 Mismatched = Callable[[Arrival, int], None]
 """Called, without the lock, when a frame of a collective disagrees with what was called here."""
@@ -137,10 +137,10 @@ class Endpoint:
         """Forget a context: who waits in it, or uses it later, gets `ChannelClosed`; what comes in it is dropped."""
         self._close(context, short, FREED)
 
-    def _close(self, context: int, short: Shortcut, why: str) -> None:
+    def _close(self, context: int, short: Shortcut, why: ChannelClosed) -> None:
         with self._exclusively():
             if not self.crank.closed and context in self._incoming.matching.contexts:
-                self._ends.close_context(context, ChannelClosed(why))
+                self._ends.close_context(context, why)
             self._shortcuts.close(short)
 
     def open_box(self, context: int) -> Shortcut:
@@ -282,7 +282,7 @@ class Endpoint:
         if context in self._ends.broken:
             raise fresh(self._ends.broken[context])
         if context not in self._incoming.matching.contexts:
-            raise fresh(self._incoming.matching.why_closed(context) or ChannelClosed(FREED))
+            raise fresh(self._incoming.matching.why_closed(context) or FREED)
 
     def _check_routed(self, context: int) -> None:
         """Whether something may be sent in a context: there is a route, or it is our own."""
