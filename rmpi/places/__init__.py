@@ -1,0 +1,63 @@
+"""Nodes, named places, channels and supervision: processes with mailboxes, on this machine and on others.
+
+    from rmpi import places
+
+    def echo(mailbox):
+        for message in mailbox:
+            mailbox.put(message)
+
+    node = places.create_node("host2")
+    place = node.spawn(echo, name="echo")
+    place.put("Hello")
+    print(place.get(timeout=5))
+
+The names below are loaded when they are first used (PEP 562), so that a booting node imports no more than it needs.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rmpi.places.channel import Channel as Channel
+    from rmpi.places.channel import Mailbox as Mailbox
+    from rmpi.places.handles import DEFAULT_PORT as DEFAULT_PORT
+    from rmpi.places.handles import Command as Command
+    from rmpi.places.handles import Node as Node
+    from rmpi.places.handles import NodeStatus as NodeStatus
+    from rmpi.places.handles import Place as Place
+    from rmpi.places.handles import PlaceStatus as PlaceStatus
+    from rmpi.places.nodes import connect as connect
+    from rmpi.places.nodes import create_node as create_node
+    from rmpi.places.nodes import create_node_future as create_node_future
+    from rmpi.places.nodes import create_nodes as create_nodes
+    from rmpi.places.nodes import here as here
+    from rmpi.places.nodes import nodes as nodes
+    from rmpi.places.supervisor import restart_at_once as restart_at_once
+    from rmpi.places.supervisor import restart_every as restart_every
+    from rmpi.places.system import shutdown as shutdown
+
+_HOMES = {
+    "rmpi.places.channel": ("Channel", "Mailbox"),
+    "rmpi.places.handles": ("DEFAULT_PORT", "Command", "Node", "NodeStatus", "Place", "PlaceStatus"),
+    "rmpi.places.nodes": ("connect", "create_node", "create_node_future", "create_nodes", "here"),
+    "rmpi.places.supervisor": ("restart_at_once", "restart_every"),
+    "rmpi.places.system": ("shutdown",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [*_HOME_OF]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'rmpi.places' has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME_OF])

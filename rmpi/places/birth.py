@@ -22,7 +22,7 @@ import signal
 import sys
 
 from rmpi.errors import WireError
-from rmpi.places.messages import Fork, pack, unpack
+from rmpi.places.messages import NO_RANK, Fork, pack, unpack
 from rmpi.places.place import reporter_at
 from rmpi.places.processes import name_process, python_words
 from rmpi.places.program import run_program
@@ -96,8 +96,10 @@ def become_place(fork: Fork, fds: list[int]) -> None:
 def _names(fork: Fork) -> tuple[str, str]:
     """The short and the long name that ``ps`` shows."""
     program = fork.argv[0] if fork.kind == "code" else fork.target.rpartition("/")[2]
-    words = [*fork.argv[:1], *([fork.target] if fork.kind == "module" else []), *fork.argv[1:]]
-    return f"{fork.rank} {program}", f"rmpi rank {fork.rank}: {' '.join(words)}"
+    words = " ".join([*fork.argv[:1], *([fork.target] if fork.kind == "module" else []), *fork.argv[1:]])
+    if fork.rank == NO_RANK:
+        return program, f"rmpi place: {words}"
+    return f"{fork.rank} {program}", f"rmpi rank {fork.rank}: {words}"
 
 
 def _settle(fork: Fork, fds: list[int]) -> Reporter:

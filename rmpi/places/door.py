@@ -49,10 +49,17 @@ class Door:
     Args:
         entered: See `Entered`; it owns the socket from then on.
         turned_away: Told about everybody who did not get in, in words.
+        port: Where to listen; 0 for any that is free.
     """
 
     def __init__(
-        self, loop: Loop, address: str, key: bytes, entered: Entered, turned_away: Callable[[str], None]
+        self,
+        loop: Loop,
+        address: str,
+        key: bytes,
+        entered: Entered,
+        turned_away: Callable[[str], None],
+        port: int = 0,
     ) -> None:
         self._loop = loop
         self._key = key
@@ -61,7 +68,7 @@ class Door:
         self._waiting: dict[int, _Visitor] = {}
         self._resting: Timer | None = None
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        self._listener = socket.create_server((address, 0), family=family, backlog=256)
+        self._listener = socket.create_server((address, port), family=family, backlog=256)
         self._listener.setblocking(False)
         self.address = address
         self.port: int = self._listener.getsockname()[1]

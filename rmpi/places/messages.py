@@ -12,7 +12,7 @@ objects (no ``from __future__ import annotations``), because they are what arriv
     router → its place     Welcome  LinkTo  Dial  Ended  Broken  WhatCalled  StillBlocked
     head → node            OpenDoor  Begin  Go  Everyone  ToPlace  Input  Signal  Consumed  Stop  Ping
     node → head            DoorIs  Ready  Refused  FromPlace  Exited  Output  Fed  Ping  Gone  Note
-    node → its spawner     Fork  Signal
+    node → its spawner     Fork  Signal  SignalPlace
     spawner → its node     Up  Forked  Reaped  Refused  Note
 """
 
@@ -34,6 +34,9 @@ SERIAL_BITS = 20
 
 ALL = -1
 """In place of a context: every communicator."""
+
+NO_RANK = -1
+"""In place of a rank: a place that is none of a job."""
 
 
 class Message:
@@ -458,7 +461,7 @@ class Note(Message):
 
 @register(64)
 class Fork(Message):
-    """Start a place. With it come its stdin, stdout, stderr and control socket."""
+    """Start a place. With it come its stdin, stdout, stderr and control socket. Of a system it has `NO_RANK`."""
 
     endpoint: int
     rank: int
@@ -488,3 +491,11 @@ class Reaped(Message):
 
     endpoint: int
     status: int
+
+
+@register(68)
+class SignalPlace(Message):
+    """Send a signal to a place and what it started."""
+
+    endpoint: int
+    number: int

@@ -109,7 +109,7 @@ class Outside(Protocol):
         """Something for whoever wants to know what is being done."""
 
 
-class _Place:
+class NodePlace:
     """What the node holds of one place."""
 
     def __init__(self, endpoint: int, rank: int, control: Control) -> None:
@@ -156,7 +156,7 @@ class Node:
         self._begin: Begin | None = None
         self._door: Door | None = None
         self._spawner: Parent | None = None
-        self._places: dict[int, _Place] = {}
+        self._places: dict[int, NodePlace] = {}
         self._connections: dict[int, socket.socket] = {}  # that came in by the door
         self._early: list[tuple[socket.socket, int, int]] = []  # came in for a place that is about to start
         self._budget = OUTPUT_BUDGET
@@ -165,16 +165,17 @@ class Node:
 
     # ------------------------------------------------------------------------------- beginning
 
-    def open_door(self, address: str, key: bytes) -> int:
-        """Listen at ``address``; the port.
+    def open_door(self, address: str, key: bytes, port: int = 0) -> int:
+        """Listen at ``address``, at that port or at any; the port.
 
         Raises:
-            LaunchError: This machine has no such address.
+            LaunchError: This machine has no such address, or the port is taken.
         """
         try:
-            self._door = Door(self._loop, address, key, self._came_in, self._outside.warn)
+            self._door = Door(self._loop, address, key, self._came_in, self._outside.warn, port)
         except OSError as error:
-            raise LaunchError(f"cannot listen at {address}: {error.strerror}") from None
+            where = f"{address} port {port}" if port else address
+            raise LaunchError(f"cannot listen at {where}: {error.strerror}") from None
         return self._door.port
 
     def begin(self, begin: Begin) -> None:
@@ -221,7 +222,7 @@ class Node:
         """Start the places."""
         assert self._begin is not None
         crowded = len(self._begin.places) > len(os.sched_getaffinity(0))
-        limit = _memory() // (4 * max(1, len(self._begin.places)))
+        limit = memory_of_machine() // (4 * max(1, len(self._begin.places)))
         for endpoint, rank in self._begin.places:
             self._start(self._begin, endpoint, rank, crowded, limit)
         for sock, endpoint, peer in self._early:
@@ -237,14 +238,14 @@ class Node:
         place = self._launch(fork, reads=rank == begin.stdin_rank)
         self._tell(place, Welcome(rank, begin.members, begin.hosts, begin.context, crowded, limit))
 
-    def _launch(self, fork: Fork, *, reads: bool = False) -> _Place:
+    def _launch(self, fork: Fork, *, reads: bool = False) -> NodePlace:
         """Have a place forked, with pipes that are read here and a control socket that may be written to at once.
 
         Args:
             reads: Whether its standard input is what `feed` is given; else it is empty.
         """
         ours, theirs = control_pair()
-        place = self._places[fork.endpoint] = _Place(fork.endpoint, fork.rank, Control(ours))
+        place = self._places[fork.endpoint] = NodePlace(fork.endpoint, fork.rank, Control(ours))
         self._loop.register(place.control.fileno(), partial(self._place_ready, place))
         inherited = [self._open_stdin(place, reads), *self._open_pipes(place), theirs.fileno()]
         assert self._spawner is not None
@@ -254,7 +255,7 @@ class Node:
             os.close(fd)
         return place
 
-    def _open_stdin(self, place: _Place, reads: bool) -> int:
+    def _open_stdin(self, place: NodePlace, reads: bool) -> int:
         if not reads:
             return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         theirs, ours = os.pipe2(os.O_CLOEXEC)
@@ -262,7 +263,7 @@ class Node:
         place.stdin = ours
         return theirs
 
-    def _open_pipes(self, place: _Place) -> Iterable[int]:
+    def _open_pipes(self, place: NodePlace) -> Iterable[int]:
         for stream in (1, 2):
             ours, theirs = os.pipe2(os.O_CLOEXEC)
             os.set_blocking(ours, False)
@@ -308,7 +309,7 @@ class Node:
             ):
                 self._outside.announce(action)
 
-    def _tell(self, place: _Place, message: Message, fds: Iterable[int] = ()) -> None:
+    def _tell(self, place: NodePlace, message: Message, fds: Iterable[int] = ()) -> None:
         if not place.control.send(message, tuple(fds)):
             self._loop.modify(place.control.fileno(), select.EPOLLIN | select.EPOLLOUT)
 
@@ -337,13 +338,13 @@ class Node:
 
     # ------------------------------------------------------------------------------ places say
 
-    def _place_ready(self, place: _Place, mask: int) -> None:
+    def _place_ready(self, place: NodePlace, mask: int) -> None:
         if mask & select.EPOLLOUT and place.control.flush():
             self._loop.modify(place.control.fileno(), select.EPOLLIN)
         if mask & ~select.EPOLLOUT:
             self._hear(place)
 
-    def _hear(self, place: _Place) -> None:
+    def _hear(self, place: NodePlace) -> None:
         if place.control.closed:
             return
         try:
@@ -357,12 +358,12 @@ class Node:
         if place.control.closed:
             self._hang_up(place)
 
-    def _hang_up(self, place: _Place) -> None:
+    def _hang_up(self, place: NodePlace) -> None:
         if place.control.fileno() >= 0:
             self._loop.unregister(place.control.fileno())
             place.control.close()
 
-    def _read(self, place: _Place, fd: int, _mask: int) -> None:
+    def _read(self, place: NodePlace, fd: int, _mask: int) -> None:
         if self._budget <= 0:
             self._pause(True)
             return
@@ -379,12 +380,12 @@ class Node:
         if not place.pipes and place.status is not None:
             self._drained(place)
 
-    def _close_pipe(self, place: _Place, fd: int) -> None:
+    def _close_pipe(self, place: NodePlace, fd: int) -> None:
         self._loop.unregister(fd)
         os.close(fd)
         self._outside.output(place.endpoint, place.pipes.pop(fd), b"")
 
-    def _read_rest(self, place: _Place, fd: int) -> None:
+    def _read_rest(self, place: NodePlace, fd: int) -> None:
         """What is in a pipe whose writer has ended, but not what others go on writing there."""
         try:
             data = os.read(fd, _bytes_in(fd))
@@ -421,7 +422,7 @@ class Node:
         if len(place.input) == 1:
             self._pour(place)
 
-    def _pour(self, place: _Place, _mask: int = 0) -> None:
+    def _pour(self, place: NodePlace, _mask: int = 0) -> None:
         fd = place.stdin
         assert fd is not None
         while place.input:
@@ -444,11 +445,11 @@ class Node:
             self._outside.fed(place.endpoint)
         self._loop.unregister(fd)
 
-    def _watch_stdin(self, place: _Place, fd: int) -> None:
+    def _watch_stdin(self, place: NodePlace, fd: int) -> None:
         self._loop.unregister(fd)
         self._loop.register(fd, partial(self._pour, place), select.EPOLLOUT)
 
-    def _close_stdin(self, place: _Place) -> None:
+    def _close_stdin(self, place: NodePlace) -> None:
         if place.stdin is not None:
             self._loop.unregister(place.stdin)
             os.close(place.stdin)
@@ -483,7 +484,7 @@ class Node:
     def _forked(self, endpoint: int, pid: int) -> None:
         self._pids[endpoint] = pid
 
-    def _reaped(self, place: _Place, status: int) -> None:
+    def _reaped(self, place: NodePlace, status: int) -> None:
         """A place has ended. The job hears of it now, whoever may hold its pipes or be slow to show its output."""
         place.status = status
         self._pids.pop(place.endpoint, None)
@@ -496,14 +497,14 @@ class Node:
         else:
             self._drained(place)
 
-    def _drain(self, place: _Place) -> None:
+    def _drain(self, place: NodePlace) -> None:
         """Somebody still holds the pipes of a place that has ended, or we do not read at the moment."""
         if self._paused:
             place.timer = self._loop.call_later(DRAIN, partial(self._drain, place))
         else:
             self._drained(place)
 
-    def _drained(self, place: _Place) -> None:
+    def _drained(self, place: NodePlace) -> None:
         """A place has ended, and what it wrote was taken, but for the rest that is in its pipes."""
         place.ended = True
         if place.timer is not None:
@@ -512,7 +513,7 @@ class Node:
             self._read_rest(place, fd)
         self._settled(place)
 
-    def _settled(self, _place: _Place) -> None:
+    def _settled(self, _place: NodePlace) -> None:
         """Nothing more will come of a place: if it was the last one, the node's work is done."""
         if all(place.ended for place in self._places.values()) and self._spawner is not None:
             self._spawner.end()
@@ -578,6 +579,6 @@ def _bytes_in(pipe: int) -> int:
     return count[0]
 
 
-def _memory() -> int:
+def memory_of_machine() -> int:
     """Bytes of this machine's memory."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -168,7 +168,7 @@ class Call:
 
     Attributes:
         path: Where the caller imports from.
-        packed: Function, arguments and keyword arguments, by `pack_value`.
+        packed: Function (or its name, for those who look it up), arguments and keyword arguments, by `pack_value`.
     """
 
     path: tuple[str, ...]
@@ -176,7 +176,7 @@ class Call:
 
     @classmethod
     def of(
-        cls, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], path: Sequence[str]
+        cls, function: Callable[..., Any] | str, args: Sequence[Any], kwargs: Mapping[str, Any], path: Sequence[str]
     ) -> Call:
         """A call that is on its way.
 
@@ -193,7 +193,7 @@ class Call:
     def from_bytes(cls, data: bytes) -> Call:
         return cls(*pickle.loads(data))
 
-    def unpacked(self) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+    def unpacked(self) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
         """Function, arguments and keyword arguments; what they name is imported from where the caller would."""
         sys.path[:0] = [entry for entry in self.path if entry not in sys.path]
         function, args, kwargs = open_value(self.packed)

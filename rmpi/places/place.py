@@ -75,6 +75,13 @@ def reporter_at(fd: int) -> Reporter:
     return _reporter
 
 
+def control_at(fd: int) -> Control:
+    """The control socket ``fd`` of this process, for a place that is none of a job."""
+    reporter_at(fd)
+    assert _control is not None
+    return _control
+
+
 def reporter_of_this_process() -> Reporter | None:
     """The reporter, where this process is a place."""
     return _reporter

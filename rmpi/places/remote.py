@@ -28,6 +28,7 @@ from rmpi.places.messages import (
     Ready,
     Refused,
     Signal,
+    SignalPlace,
     Stop,
 )
 from rmpi.places.node import Node
@@ -35,6 +36,8 @@ from rmpi.places.nodelink import NodeLink
 from rmpi.places.processes import become_subreaper, kill_descendants, name_process
 from rmpi.places.router import HEAD, Announcement, NodeSaid
 from rmpi.places.spawnerprocess import READ_SIZE
+from rmpi.places.system_messages import Serve, Start
+from rmpi.places.systemnode import SystemNode
 
 
 class Remote:
@@ -43,6 +46,7 @@ class Remote:
     def __init__(self, sock: socket.socket) -> None:
         self.loop = Loop()
         self.node = Node(self.loop, self)
+        self.system: SystemNode | None = None  # the node, if it is one of a system
         self.over = False
         self._uplink = NodeLink(self.loop, sock, self._heard, self._lost, silence=float("inf"))
 
@@ -60,6 +64,14 @@ class Remote:
         match message:
             case OpenDoor(address, key):
                 self._uplink.send(DoorIs(address, self.node.open_door(address, key)))
+            case Serve():
+                self.system = SystemNode(self.loop, self)
+                self.node = self.system
+                self._uplink.send(self.system.serve(message))
+            case Start() if self.system is not None:
+                self.system.start(message)
+            case SignalPlace() if self.system is not None:
+                self.system.signal_place(message)
             case Begin():
                 self.node.begin(message)
             case Go():

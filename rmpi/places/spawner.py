@@ -28,7 +28,7 @@ from collections.abc import Iterable
 from rmpi.errors import LaunchError, WireError
 from rmpi.places.birth import HELD, become_place, needs_exec, start_fresh
 from rmpi.places.control import Control
-from rmpi.places.messages import Fork, Forked, Note, Reaped, Refused, Signal, Up
+from rmpi.places.messages import Fork, Forked, Note, Reaped, Refused, Signal, SignalPlace, Up
 from rmpi.places.processes import (
     become_subreaper,
     die_with_parent,
@@ -73,7 +73,12 @@ class Spawner:
                     for fd in fds:
                         os.close(fd)
                 elif isinstance(message, Signal):
-                    self._signal(message.number)
+                    for pid in self._endpoint_of:
+                        _signal(pid, message.number)
+                elif isinstance(message, SignalPlace):
+                    for pid, endpoint in self._endpoint_of.items():
+                        if endpoint == message.endpoint:
+                            _signal(pid, message.number)
             room = 0 if self._control.flush() else select.EPOLLOUT
             self._poll.modify(self._control.fileno(), select.EPOLLIN | room)
         signal.set_wakeup_fd(-1)
@@ -102,16 +107,6 @@ class Spawner:
         self._woken.close()
         self._poll.close()
 
-    def _signal(self, number: int) -> None:
-        """To every place and what it started, as a terminal would."""
-        for pid in self._endpoint_of:
-            try:
-                os.killpg(pid, number)
-            except ProcessLookupError:  # it has not got as far as its own group
-                os.kill(pid, number)  # and cannot be gone: it is reaped here
-            except PermissionError:  # it runs as somebody else
-                pass
-
     def _drain(self) -> None:
         try:
             while self._woken.recv(4096):
@@ -131,6 +126,16 @@ class Spawner:
             endpoint = self._endpoint_of.pop(pid, None)
             if endpoint is not None:
                 self._control.send(Reaped(endpoint, os.waitstatus_to_exitcode(status)))
+
+
+def _signal(pid: int, number: int) -> None:
+    """To a place and what it started, as a terminal would."""
+    try:
+        os.killpg(pid, number)
+    except ProcessLookupError:  # it has not got as far as its own group
+        os.kill(pid, number)  # and cannot be gone: it is reaped here
+    except PermissionError:  # it runs as somebody else
+        pass
 
 
 def main(fd: str, fork: str, kind: str, target: str, *preload: str) -> None:

@@ -1,0 +1,864 @@
+"""What the head of a system decides: which nodes and places there are, what they are called, and what follows when one
+of them ends. [pure]
+
+Every request of a place comes here over the router of its node, and every decision leaves as actions for `System`,
+which carries them out. Nothing here waits: a request that takes time, such as a node to be booted, is remembered until
+the event comes that ends it.
+
+    a place is to be spawned      it gets a number and an endpoint; its node is told to start it; when it says that its
+                                  call has begun, who asked gets the answer, or else the error
+    it has ended                  whoever knows its endpoint is told at once; its supervisor says what follows
+    it is started again           the same place behind another endpoint: those who follow it are told
+    a name is looked for          on one node or on all; who asks follows the place from then on
+    a node is lost                so are its places, until a supervised node is there again: then they are started there
+    two places of different nodes want each other    one of them dials the other's door
+
+A place that is a thread shares process and endpoint with all other threads of its node: they live in a *thread host*, a
+place without a call of its own that is started with the first of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+import msgpack
+
+from rmpi.errors import WireError
+from rmpi.places.ends import End, end_of
+from rmpi.places.messages import (
+    SERIAL_BITS,
+    Connect,
+    Crashed,
+    Dial,
+    Exited,
+    FromPlace,
+    Message,
+    Signal,
+    SignalPlace,
+    Stop,
+    ToPlace,
+    pack,
+    unpack,
+)
+from rmpi.places.router import node_of
+from rmpi.places.supervisor import Call, GiveUp, Nothing, Plain, Restart, Rule, Supervisor, Then
+from rmpi.places.system_messages import (
+    ANY_NODE,
+    LOCAL,
+    AddNode,
+    Answer,
+    Declined,
+    EndNode,
+    EndpointGone,
+    Enrolled,
+    Find,
+    Follow,
+    Kill,
+    NotStarted,
+    PlaceAt,
+    PlaceDown,
+    PlaceGone,
+    PlaceShown,
+    Record,
+    Running,
+    RunThread,
+    Spawn,
+    Start,
+    Started,
+    StopThread,
+    Survey,
+    ThreadEnded,
+)
+
+MAIN = 1
+"""The number of the user's program as a place, and the serial number of its endpoint on the head's node."""
+
+SIGTERM, SIGKILL = 15, 9
+
+LOST = -SIGKILL
+"""Exit status of a place whose node was lost: nobody can know."""
+
+
+# ------------------------------------------------------------------------------------------ events
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A node said something, or passed it on."""
+
+    node: int
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Booted:
+    """A node is up and serves. ``door`` is where its places can be reached; port 0 if they cannot."""
+
+    node: int
+    host: str
+    door: tuple[str, int]
+    pid: int
+    cores: int
+    memory: int
+
+
+@dataclass(frozen=True, slots=True)
+class NotBooted:
+    """A node could not be started."""
+
+    node: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A node is gone; ``expected`` if it was told to end."""
+
+    node: int
+    why: str
+    expected: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """All that was written from behind an endpoint that has ended was shown."""
+
+    endpoint: int
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """An alarm goes off."""
+
+    key: tuple[str, int]
+
+
+Event = Heard | Booted | NotBooted | Lost | Shown | Due
+
+
+# ----------------------------------------------------------------------------------------- actions
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """Send a message to a node."""
+
+    node: int
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """Start a node. Answered by `Booted` or `NotBooted`."""
+
+    node: int
+    order: AddNode
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """Come back with `Due` at that time."""
+
+    key: tuple[str, int]
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """A record of logging, for the logging of the head's process."""
+
+    label: str
+    node: str
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """A text for the user."""
+
+    text: str
+
+
+Action = Post | Boot | Alarm | Log | Tell
+
+
+# ---------------------------------------------------------------------------------------- the books
+
+
+@dataclass(slots=True)
+class NodeEntry:
+    """A node.
+
+    Attributes:
+        asked: By whom it was added: an endpoint, and the number of its request; None once that was answered.
+        state: "booting", "up", "down" (lost, and to be booted again), "ending", "gone".
+        serials: Numbers for endpoints; never used twice, whatever becomes of the node.
+        host: The place that runs its threads; 0 if there is none.
+        ending: Who waits for its end.
+    """
+
+    number: int
+    label: str
+    order: AddNode | None
+    owner: int
+    asked: tuple[int, int] | None
+    supervisor: Supervisor | None
+    state: str = "booting"
+    machine: str = ""
+    door: tuple[str, int] = ("", 0)
+    pid: int = 0
+    cores: int = 1
+    memory: int = 1 << 30
+    serials: Iterable[int] = field(default_factory=lambda: itertools.count(MAIN + 1))
+    host: int = 0
+    ending: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def is_here(self) -> bool:
+        """It is on the head's machine. The doors there are at a loopback address, and the head's own node has none."""
+        return self.order is None or not self.order.host
+
+
+@dataclass(slots=True)
+class PlaceEntry:
+    """A place.
+
+    Attributes:
+        asked: By whom it was spawned: an endpoint, and the number of its request; None once that was answered.
+        state: "starting", "up", "down" (has ended, and is to be restarted), "gone".
+        stopping: Somebody has ended it on purpose: it is not restarted.
+        restarts: How often it was.
+        cause: Why it has ended, if it is known better than by its exit status.
+        followers: Endpoints that hear of what becomes of it.
+    """
+
+    number: int
+    node: int
+    order: Spawn
+    asked: tuple[int, int] | None
+    owner: int
+    supervisor: Supervisor
+    label: str
+    endpoint: int = 0
+    pid: int = 0
+    state: str = "starting"
+    stopping: bool = False
+    restarts: int = 0
+    cause: str = ""
+    followers: set[int] = field(default_factory=set)
+    last: PlaceDown | PlaceGone | None = None
+
+    @property
+    def is_thread(self) -> bool:
+        return self.order.kind == "thread"
+
+
+class Directory:
+    """The books of one system, and the decisions made by them.
+
+    Args:
+        system: The number of the system, which nobody else has.
+        key: What connections between its nodes are proved with.
+        host: What this machine is called.
+    """
+
+    def __init__(self, system: int, key: bytes, host: str) -> None:
+        self.system = system
+        self._key = key
+        self._places: dict[int, PlaceEntry] = {}
+        self._place_numbers = itertools.count(MAIN + 1)
+        self._behind: dict[int, set[int]] = {}  # the places behind each endpoint
+        self._ended: dict[int, int] = {}  # by endpoint: the place that was there, until all it wrote was shown
+        self._silent: set[int] = set()  # endpoints that have not ended, and will not write anything more
+        self._members: set[int] = set()  # endpoints that have nobody's place behind them: programs
+        self._nodes: dict[int, NodeEntry] = {}
+        self._node_numbers = itertools.count(LOCAL + 1)
+        self._nodes[LOCAL] = NodeEntry(LOCAL, host, None, 0, None, None, "up", host)
+        self._now = 0.0
+
+    @property
+    def main(self) -> int:
+        """The endpoint of the user's program."""
+        return LOCAL << SERIAL_BITS | MAIN
+
+    def enrol_main(self, cores: int, memory: int, pid: int) -> Enrolled:
+        """What the user's program has to know to be a place of its own system."""
+        local = self._nodes[LOCAL]
+        local.cores, local.memory, local.pid = cores, memory, pid
+        self._members.add(self.main)
+        return Enrolled(
+            self.system, self.main, MAIN, LOCAL, "the main program", local.machine, 0, 0, False, memory // 4, 0, b""
+        )
+
+    @property
+    def places_run(self) -> bool:
+        """Whether any place runs, apart from programs that have joined."""
+        return bool(self._behind)
+
+    def end(self) -> None:
+        """Nothing is to be started any more."""
+        for node in self._nodes.values():
+            node.state = "ending"
+        for entry in self._places.values():
+            entry.stopping = True
+
+    def step(self, event: Event, now: float) -> list[Action]:
+        """What is to be done about ``event``, at this time.
+
+        Raises:
+            WireError: A node or place said what it may not say.
+        """
+        self._now = now
+        match event:
+            case Heard(node, message):
+                return self._heard(node, message)
+            case Booted():
+                return self._booted(event)
+            case NotBooted(node, text):
+                return self._not_booted(self._nodes[node], text)
+            case Lost(node, why, expected):
+                return self._node_lost(self._nodes[node], why, expected)
+            case Shown(endpoint):
+                return self._shown(endpoint)
+            case Due(key):
+                return self._due(*key)
+
+    # -------------------------------------------------------------------------- what comes in
+
+    def _heard(self, node: int, message: Message) -> list[Action]:
+        match message:
+            case FromPlace(endpoint, packed) if node_of(endpoint) == node:
+                return self._place_said(endpoint, unpack(packed))
+            case Exited(endpoint, status, joined, left) if node_of(endpoint) == node:
+                return self._endpoint_ended(endpoint, status, end_of(status, joined=joined, left=left))
+            case Running(endpoint, pid) if node_of(endpoint) == node:
+                return self._running(endpoint, pid)
+        raise WireError(f"node {node} may not say {type(message).__name__}")
+
+    def _place_said(self, endpoint: int, message: Message) -> list[Action]:
+        """A place said something; what it asked for too late finds nobody to answer, and is dropped."""
+        match message:
+            case Connect(peer):
+                return self._connect(endpoint, peer)
+            case Started(place):
+                return [action for entry in self._of(endpoint, place) for action in self._started(entry)]
+            case NotStarted(place, error, text):
+                return [
+                    action for entry in self._of(endpoint, place) for action in self._not_started(entry, error, text)
+                ]
+            case ThreadEnded(place, status, text):
+                return self._thread_ended(endpoint, place, status, text)
+            case Crashed(_, text):
+                return self._crashed(endpoint, text)
+            case Record():
+                return [self._log(endpoint, message)]
+            case Follow(place):
+                return self._follow(endpoint, place)
+            case Find(number, node, name):
+                return self._find(endpoint, number, node, name)
+            case Spawn():
+                return self._spawn(endpoint, message)
+            case AddNode():
+                return self._add_node(endpoint, message)
+            case EndNode(number, node):
+                return self._end_node(endpoint, number, node, message)
+            case Survey(number, node):
+                return self._survey(endpoint, number, node)
+            case Kill(number, place, signal):
+                return self._kill(endpoint, number, place, signal)
+        raise WireError(f"a place may not say {type(message).__name__}")
+
+    def _of(self, endpoint: int, place: int) -> list[PlaceEntry]:
+        """The entry that a place speaks of: its own, or that of one of its threads."""
+        behind = self._behind.get(endpoint, set())
+        numbers = {place} & behind if place else {each for each in behind if not self._places[each].is_thread}
+        return [self._places[each] for each in numbers]
+
+    # ---------------------------------------------------------------------------- what goes out
+
+    def _to(self, endpoint: int, message: Message) -> list[Action]:
+        """A message for the process behind an endpoint, if there is one."""
+        if endpoint not in self._behind and endpoint not in self._members:
+            return []
+        return [Post(node_of(endpoint), ToPlace(endpoint, pack(message)))]
+
+    def _answer(self, asked: tuple[int, int] | None, *values: Any) -> list[Action]:
+        if asked is None:
+            return []
+        return self._to(asked[0], Answer(asked[1], msgpack.packb(values)))
+
+    def _decline(self, asked: tuple[int, int] | None, error: str, text: str) -> list[Action]:
+        return [] if asked is None else self._to(asked[0], Declined(asked[1], error, text))
+
+    def _tell_followers(self, entry: PlaceEntry, message: Message) -> list[Action]:
+        return [action for endpoint in sorted(entry.followers) for action in self._to(endpoint, message)]
+
+    def _log(self, endpoint: int, record: Record) -> Log:
+        names = [self._places[each].label for each in sorted(self._behind.get(endpoint, set()))]
+        label = names[0] if names else "the main program"
+        return Log(label, self._nodes[node_of(endpoint)].label, record)
+
+    # ---------------------------------------------------------------------------------- places
+
+    def _spawn(self, endpoint: int, order: Spawn) -> list[Action]:
+        asked = (endpoint, order.number)
+        node = self._nodes.get(order.node)
+        if node is None or node.state in ("gone", "ending") or not self._may_use(endpoint, node):
+            return self._decline(asked, "PeerLost", f"{self._node_label(order.node)} is gone; no place can be started")
+        if order.name and (other := self._named(order.node, order.name)) is not None:
+            text = f"a place named {order.name!r} is on {node.label} already ({other.state}); names are used once"
+            return self._decline(asked, "UsageError", text)
+        number = next(self._place_numbers)
+        label = f"{order.name or _short(order)} on {node.label}"
+        supervisor = Supervisor(Rule.from_plain(order.rule))
+        entry = PlaceEntry(number, order.node, order, asked, endpoint, supervisor, label)
+        self._places[number] = entry
+        entry.followers.add(endpoint)
+        return self._launch(entry)
+
+    def _launch(self, entry: PlaceEntry) -> list[Action]:
+        """Have a place started, for the first time or again, as soon as its node is there."""
+        node = self._nodes[entry.node]
+        if node.state != "up":
+            return []
+        entry.state = "starting"
+        if entry.is_thread:
+            return self._launch_thread(entry, node)
+        entry.endpoint = self._new_endpoint(node)
+        self._behind[entry.endpoint] = {entry.number}
+        order = entry.order
+        enrolled = Enrolled(
+            self.system,
+            entry.endpoint,
+            entry.number,
+            entry.node,
+            entry.label,
+            node.machine,
+            entry.owner,
+            order.reply,
+            self._is_crowded(node),
+            node.memory // (4 * max(4, self._count(node))),
+            order.level,
+            order.parcel,
+        )
+        kind, target = ("command", order.argv[0]) if order.kind == "command" else ("code", HOSTING)
+        argv = order.argv if order.kind == "command" else (entry.label, *order.argv)
+        start = Start(entry.endpoint, kind, target, argv, order.environment, order.directory, pack(enrolled))
+        return [Post(entry.node, start)]
+
+    def _launch_thread(self, entry: PlaceEntry, node: NodeEntry) -> list[Action]:
+        """Threads wait for their host: those that do are started by `_started`."""
+        if not node.host:
+            node.host = next(self._place_numbers)
+            order = Spawn(0, node.number, "", "process", ("threads",), b"", 0, NO_RULE, {}, "", entry.order.level)
+            label = f"the threads of {node.label}"
+            host = PlaceEntry(node.host, node.number, order, None, 0, Supervisor(Rule(Then.NOTHING)), label)
+            self._places[node.host] = host
+            return self._launch(host)
+        host = self._places[node.host]
+        if host.state != "up":
+            return []
+        entry.endpoint = host.endpoint
+        self._behind[host.endpoint].add(entry.number)
+        order = entry.order
+        return self._to(host.endpoint, RunThread(entry.number, entry.label, entry.owner, order.reply, order.parcel))
+
+    def _new_endpoint(self, node: NodeEntry) -> int:
+        return node.number << SERIAL_BITS | next(iter(node.serials))
+
+    def _count(self, node: NodeEntry) -> int:
+        return sum(entry.node == node.number and not entry.is_thread for entry in self._places.values())
+
+    def _is_crowded(self, node: NodeEntry) -> bool:
+        return self._count(node) + (node.number == LOCAL) > node.cores
+
+    def _running(self, endpoint: int, pid: int) -> list[Action]:
+        """A process has been made. That is all there is to know of the start of a command."""
+        actions: list[Action] = []
+        for number in self._behind.get(endpoint, set()):
+            entry = self._places[number]
+            entry.pid = pid
+            if entry.order.kind == "command":
+                actions += self._started(entry)
+        return actions
+
+    def _started(self, entry: PlaceEntry) -> list[Action]:
+        """The call of a place has begun."""
+        if entry.state != "starting":
+            return []
+        entry.state, entry.cause = "up", ""
+        entry.supervisor.started(self._now)
+        asked, entry.asked = entry.asked, None
+        actions = self._tell_followers(entry, self._at(entry))
+        actions += self._answer(asked, entry.number, entry.node, entry.label)
+        if entry.number == self._nodes[entry.node].host:
+            waiting = [each for each in self._places.values() if each.node == entry.node and _waits_for_host(each)]
+            actions += [action for each in waiting for action in self._launch(each)]
+        if entry.stopping:
+            actions += self._stop(entry, SIGTERM)
+        return actions
+
+    def _at(self, entry: PlaceEntry) -> PlaceAt:
+        return PlaceAt(entry.number, entry.endpoint, entry.label, entry.pid, entry.restarts)
+
+    def _not_started(self, entry: PlaceEntry, error: str, text: str) -> list[Action]:
+        """The call of a place cannot begin: who asked for it is told why; a restart has failed."""
+        entry.cause = f"it could not be started: {_last_line(text)}"
+        asked, entry.asked = entry.asked, None
+        if asked is not None:
+            entry.stopping = True
+            actions = self._decline(asked, error, text)
+        else:
+            actions = [Tell(f"{entry.label} could not be started again:\n{text.rstrip()}")]
+        if entry.is_thread:
+            actions += self._thread_over(entry, End(1, entry.cause), 1)
+        return actions
+
+    def _crashed(self, endpoint: int, text: str) -> list[Action]:
+        actions: list[Action] = []
+        for entry in self._of(endpoint, 0):
+            entry.cause = _last_line(text)
+            actions.append(Tell(f"{entry.label} failed:\n{text.rstrip()}"))
+        return actions
+
+    def _endpoint_ended(self, endpoint: int, status: int, end: End) -> list[Action]:
+        """A process has ended: whoever knows its endpoint hears it first, and then what becomes of its places."""
+        behind = [self._places[number] for number in sorted(self._behind.pop(endpoint, set()))]
+        self._members.discard(endpoint)
+        for entry in self._places.values():
+            entry.followers.discard(endpoint)
+        own = next((entry for entry in behind if not entry.is_thread), None)
+        label = own.label if own else "a program"
+        cause = own.cause if own and own.cause and end.failed else end.cause
+        gone = EndpointGone(endpoint, label, cause, end.failed)
+        actions: list[Action] = [
+            Post(node.number, gone)
+            for node in self._nodes.values()
+            if node.state in ("up", "ending") and node.number != node_of(endpoint)
+        ]
+        if own is not None and endpoint not in self._silent:
+            self._ended[endpoint] = own.number
+        self._silent.discard(endpoint)
+        for entry in behind:
+            actions += self._ended_place(entry, End(end.code, cause), status)
+        return actions
+
+    def _ended_place(self, entry: PlaceEntry, end: End, status: int) -> list[Action]:
+        """A place has ended; its supervisor says what follows."""
+        node = self._nodes[entry.node]
+        entry.endpoint = entry.pid = 0
+        if entry.asked is not None:
+            asked, entry.asked = entry.asked, None
+            entry.stopping = True
+            refused = self._decline(asked, "PeerLost", f"{entry.label} ended before it had begun: {end.cause}")
+            return [*refused, *self._gone(entry, end, status)]
+        if entry.number == node.host:
+            node.host = 0
+        if entry.stopping:
+            return self._gone(entry, end, status)
+        if node.state == "down":  # it is started again with its node
+            entry.state, entry.last = "down", PlaceDown(entry.number, end.cause, status)
+            return self._tell_followers(entry, entry.last)
+        decision = entry.supervisor.step(end, self._now)
+        match decision:
+            case Restart(at):
+                entry.state, entry.last = "down", PlaceDown(entry.number, end.cause, status)
+                down = self._tell_followers(entry, entry.last)
+                return [*down, Alarm(("place", entry.number), at)]
+            case GiveUp(reason):
+                return self._gone(entry, End(end.code or 1, reason), status, "on_final_fail")
+            case Call():
+                return self._gone(entry, end, status, "instead")
+            case Nothing():
+                return self._gone(entry, end, status)
+
+    def _gone(self, entry: PlaceEntry, end: End, status: int, then: str = "") -> list[Action]:
+        """A place has ended for good."""
+        entry.state = "gone"
+        entry.last = PlaceGone(entry.number, end.cause, status, end.failed, then)
+        actions = self._tell_followers(entry, entry.last)
+        if entry.is_thread or entry.number not in self._ended.values():
+            actions += self._tell_followers(entry, PlaceShown(entry.number))
+        return actions
+
+    def _shown(self, endpoint: int) -> list[Action]:
+        if endpoint in self._behind:
+            self._silent.add(endpoint)
+        number = self._ended.pop(endpoint, 0)
+        entry = self._places.get(number)
+        if entry is None or entry.state != "gone":
+            return []
+        return self._tell_followers(entry, PlaceShown(number))
+
+    def _thread_ended(self, endpoint: int, place: int, status: int, text: str) -> list[Action]:
+        actions: list[Action] = []
+        for entry in self._of(endpoint, place):
+            if text:
+                actions.append(Tell(f"{entry.label} failed:\n{text.rstrip()}"))
+            actions += self._thread_over(entry, End(status, _last_line(text) if text else "finished"), status)
+        return actions
+
+    def _thread_over(self, entry: PlaceEntry, end: End, status: int) -> list[Action]:
+        self._behind.get(entry.endpoint, set()).discard(entry.number)
+        return self._ended_place(entry, end, status)
+
+    def _due(self, what: str, number: int) -> list[Action]:
+        if what == "node":
+            node = self._nodes[number]
+            return [Boot(number, node.order)] if node.state == "down" and node.order is not None else []
+        if what == "stop":
+            node = self._nodes[number]
+            return [Post(number, Stop())] if node.state == "ending" else []
+        entry = self._places[number]
+        if entry.state != "down":
+            return []
+        entry.restarts += 1
+        return self._launch(entry)
+
+    def _kill(self, endpoint: int, number: int, place: int, signal: int) -> list[Action]:
+        entry = self._places.get(place)
+        actions: list[Action] = []
+        if entry is not None and entry.state != "gone":
+            entry.stopping = True
+            if entry.state == "down":
+                assert isinstance(entry.last, PlaceDown)
+                actions = self._gone(entry, End(0, "ended while it was down"), entry.last.status)
+            elif entry.endpoint:
+                actions = self._stop(entry, signal)
+        return [*actions, *self._answer((endpoint, number))]
+
+    def _stop(self, entry: PlaceEntry, signal: int) -> list[Action]:
+        if entry.is_thread:
+            return self._to(entry.endpoint, StopThread(entry.number))
+        return [Post(entry.node, SignalPlace(entry.endpoint, signal))]
+
+    # ----------------------------------------------------------------------- names and numbers
+
+    def _find(self, endpoint: int, number: int, node: int, name: str) -> list[Action]:
+        asked = (endpoint, number)
+        if node != ANY_NODE and node not in self._nodes:
+            return self._decline(asked, "NameNotFound", f"there is no node {node}")
+        nodes = [self._nodes[node]] if node != ANY_NODE else list(self._nodes.values())
+        usable = {each.number for each in nodes if self._may_use(endpoint, each)}
+        found = [each for each in self._named_places() if each.order.name == name and each.node in usable]
+        if not found:
+            return self._decline(asked, "NameNotFound", self._not_found(name, node, endpoint))
+        entry = found[0]
+        entry.followers.add(endpoint)
+        return [*self._to(endpoint, self._news(entry)), *self._answer(asked, entry.number, entry.node, entry.label)]
+
+    def _news(self, entry: PlaceEntry) -> Message:
+        """Where a place is, for somebody who asks for the first time."""
+        if entry.state == "up":
+            return self._at(entry)
+        return entry.last or PlaceDown(entry.number, "it is about to start", 0)
+
+    def _named_places(self) -> list[PlaceEntry]:
+        return [entry for entry in self._places.values() if entry.order.name and entry.state != "gone"]
+
+    def _named(self, node: int, name: str) -> PlaceEntry | None:
+        return next((each for each in self._named_places() if each.node == node and each.order.name == name), None)
+
+    def _not_found(self, name: str, node: int, endpoint: int) -> str:
+        """What there is instead."""
+        here = [each for each in self._named_places() if node in (ANY_NODE, each.node)]
+        where = "in this system" if node == ANY_NODE else f"on {self._node_label(node)}"
+        text = f"there is no place named {name!r} {where}"
+        elsewhere = [each for each in self._named_places() if each.order.name == name and each not in here]
+        names = sorted({each.order.name for each in here})
+        near = get_close_matches(name, names)
+        if elsewhere and self._may_use(endpoint, self._nodes[elsewhere[0].node]):
+            return f"{text}; it is on {self._node_label(elsewhere[0].node)}"
+        if near:
+            return f"{text}; did you mean {' or '.join(map(repr, near))}?"
+        listed = ", ".join(map(repr, names[:10])) + (", …" if len(names) > 10 else "")
+        return f"{text}; there are {listed}" if names else f"{text}, nor any other"
+
+    def _follow(self, endpoint: int, place: int) -> list[Action]:
+        entry = self._places.get(place)
+        if place == MAIN:
+            return self._to(endpoint, PlaceAt(MAIN, self.main, "the main program", self._nodes[LOCAL].pid, 0))
+        if entry is None:
+            return self._to(endpoint, PlaceGone(place, "nobody knows that place", 0, True, ""))
+        entry.followers.add(endpoint)
+        actions = self._to(endpoint, self._news(entry))
+        if entry.state == "gone" and entry.number not in self._ended.values():
+            actions += self._to(endpoint, PlaceShown(place))
+        return actions
+
+    def _connect(self, endpoint: int, peer: int) -> list[Action]:
+        """A place wants a link to one of another node: whoever can dials the other's door."""
+        if peer not in self._behind and peer not in self._members:
+            return self._to(endpoint, EndpointGone(peer, "a place", "it has ended", True))
+        mine, theirs = self._nodes[node_of(endpoint)], self._nodes[node_of(peer)]
+        if _reaches(mine, theirs):
+            return self._to(endpoint, Dial(peer, (theirs.door,), self._key))
+        return self._to(peer, Dial(endpoint, (mine.door,), self._key))
+
+    # ----------------------------------------------------------------------------------- nodes
+
+    def _may_use(self, endpoint: int, node: NodeEntry) -> bool:
+        """A solo node is its creator's alone, and that of its own places."""
+        solo = node.order is not None and node.order.solo
+        return not solo or endpoint == node.owner or node_of(endpoint) == node.number
+
+    def _node_label(self, node: int) -> str:
+        return self._nodes[node].label if node in self._nodes else f"node {node}"
+
+    def _add_node(self, endpoint: int, order: AddNode) -> list[Action]:
+        number = next(self._node_numbers)
+        label = order.name or self._free_label(order.host or self._nodes[LOCAL].label)
+        rule = Rule.from_plain(order.rule)
+        supervisor = Supervisor(rule) if rule.then is Then.RESTART else None
+        node = NodeEntry(number, label, order, endpoint, (endpoint, order.number), supervisor)
+        self._nodes[number] = node
+        return [Boot(number, order)]
+
+    def _free_label(self, wanted: str) -> str:
+        labels = {node.label for node in self._nodes.values()}
+        numbers = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+        return next(label for number in numbers if (label := wanted + number) not in labels)
+
+    def _booted(self, event: Booted) -> list[Action]:
+        node = self._nodes[event.node]
+        if node.state == "ending":
+            return [Post(node.number, Stop())]
+        node.state, node.machine, node.door, node.pid = "up", event.host, event.door, event.pid
+        node.cores, node.memory = event.cores, event.memory
+        if node.supervisor is not None:
+            node.supervisor.started(self._now)
+        asked, node.asked = node.asked, None
+        waiting = [entry for entry in self._places.values() if entry.node == node.number and entry.state == "down"]
+        actions = self._answer(asked, node.number, node.label)
+        for entry in waiting:
+            entry.restarts += 1
+            actions += self._launch(entry)
+        return actions
+
+    def _not_booted(self, node: NodeEntry, text: str) -> list[Action]:
+        asked, node.asked = node.asked, None
+        if asked is not None:
+            node.state = "gone"
+            return [*self._decline(asked, "LaunchError", text), *self._answer_ending(node)]
+        return self._restart_node(node, f"it could not be started again: {text}")
+
+    def _end_node(self, endpoint: int, number: int, node: int, order: EndNode) -> list[Action]:
+        entry = self._nodes.get(node)
+        if entry is None or node == LOCAL:
+            return self._decline((endpoint, number), "UsageError", "the node of the program itself ends with it")
+        if entry.state == "gone":
+            return self._answer((endpoint, number))
+        entry.ending.append((endpoint, number))
+        before, entry.state = entry.state, "ending"
+        for place in self._places.values():
+            if place.node == node:
+                place.stopping = True
+        if before == "down":
+            return self._node_lost(entry, "it was ended", expected=True)
+        if before == "booting":
+            return []
+        if not order.graceful:
+            return [Post(node, Stop())]
+        return [Post(node, Signal(SIGTERM)), Alarm(("stop", node), self._now + order.seconds)]
+
+    def _node_lost(self, node: NodeEntry, why: str, expected: bool) -> list[Action]:
+        """A node is gone, and what ran there with it."""
+        restart = not expected and node.state == "up" and node.supervisor is not None
+        node.state = "down" if restart else "gone"
+        node.door, node.pid = ("", 0), 0
+        actions: list[Action] = []
+        for endpoint in [each for each in self._behind if node_of(each) == node.number]:
+            for number in self._behind[endpoint]:
+                entry = self._places[number]
+                entry.stopping = entry.stopping or not restart
+            actions += self._endpoint_ended(endpoint, LOST, End(1, why))
+            actions += self._shown(endpoint)
+        for entry in [each for each in self._places.values() if each.node == node.number and each.state == "down"]:
+            if not restart:
+                actions += self._gone(entry, End(1, why), LOST)
+        if restart:
+            return [*actions, *self._restart_node(node, why)]
+        if not expected:
+            actions.append(Tell(f"node {node.label} was lost: {why}"))
+        return [*actions, *self._answer_ending(node)]
+
+    def _restart_node(self, node: NodeEntry, why: str) -> list[Action]:
+        """A supervised node is gone, or could not be started again."""
+        assert node.supervisor is not None
+        decision = node.supervisor.step(End(1, why), self._now)
+        if isinstance(decision, Restart):
+            node.state = "down"
+            return [Tell(f"node {node.label} was lost, and is started again: {why}"), _alarm(node, decision.at)]
+        node.state = "gone"
+        places = [each for each in self._places.values() if each.node == node.number and each.state == "down"]
+        gone = [action for entry in places for action in self._gone(entry, End(1, why), LOST)]
+        return [Tell(f"node {node.label} was lost for good: {why}"), *gone, *self._answer_ending(node)]
+
+    def _answer_ending(self, node: NodeEntry) -> list[Action]:
+        waiting, node.ending = node.ending, []
+        return [action for asked in waiting for action in self._answer(asked)]
+
+    # ---------------------------------------------------------------------------------- status
+
+    def _survey(self, endpoint: int, number: int, node: int) -> list[Action]:
+        nodes = [each for each in self._nodes.values() if node in (ANY_NODE, each.number)]
+        if node == ANY_NODE:
+            listed = [_node_row(each) for each in nodes if each.state != "gone" and self._may_use(endpoint, each)]
+        else:
+            places = [each for each in self._places.values() if each.node == node and each.state != "gone"]
+            listed = [*map(_node_row, nodes), *map(_place_row, places)]
+        return self._answer((endpoint, number), listed)
+
+    def place_label(self, endpoint: int) -> str:
+        """What is behind an endpoint, or was until a moment ago."""
+        number = self._ended.get(endpoint) or next(iter(sorted(self._behind.get(endpoint, set()))), 0)
+        return self._places[number].label if number in self._places else "a place"
+
+
+HOSTING = "from rmpi.places.hosting import main; main()"
+"""What a place runs that is no command. It is code, and not that module by name, so that its ``__main__`` is empty."""
+
+NO_RULE: Plain = Rule(Then.NOTHING).to_plain()
+
+
+def _reaches(node: NodeEntry, other: NodeEntry) -> bool:
+    """Whether places of a node may find the door of another one. Of two nodes one always does."""
+    return other.door[1] != 0 and (not other.is_here or node.is_here)
+
+
+def _waits_for_host(entry: PlaceEntry) -> bool:
+    return entry.is_thread and entry.state == "starting" and not entry.endpoint
+
+
+def _short(order: Spawn) -> str:
+    """What a place without a name is called."""
+    return order.argv[0] if order.argv else "place"
+
+
+def _alarm(node: NodeEntry, at: float) -> Alarm:
+    return Alarm(("node", node.number), at)
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().split("\n")
+    return next((line for line in reversed(lines) if line[:1].strip()), lines[-1])
+
+
+def _node_row(node: NodeEntry) -> dict[str, Any]:
+    return {"node": node.number, "label": node.label, "host": node.machine, "state": node.state, "pid": node.pid}
+
+
+def _place_row(entry: PlaceEntry) -> dict[str, Any]:
+    return {
+        "place": entry.number,
+        "label": entry.label,
+        "name": entry.order.name,
+        "kind": entry.order.kind,
+        "state": entry.state,
+        "pid": entry.pid,
+        "restarts": entry.restarts,
+    }

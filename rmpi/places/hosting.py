@@ -1,0 +1,183 @@
+"""What runs in a place: the call that it was spawned for, with its mailbox; or, in a thread host, many of them.
+
+The call is unpacked here, so whatever it imports is imported here. Who spawned the place is told when it begins, or
+why it cannot. An exception that leaves the call ends the place as it would end any program; its traceback goes to the
+head, who shows it.
+
+A place is no rank: `rmpi.init` gives it a communicator of its own alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+from rmpi.errors import ChannelClosed, LaunchError, UsageError
+from rmpi.places import membership
+from rmpi.places.channel import Address, Mailbox
+from rmpi.places.member import ForwardLogs, Member
+from rmpi.places.messages import Message
+from rmpi.places.parcels import Call, frames_below
+from rmpi.places.place import FD_VARIABLE, control_at, inherited_fd
+from rmpi.places.reporter import shortened, traceback_text
+from rmpi.places.system_messages import NotStarted, RunThread, Started, StopThread, ThreadEnded
+
+CRASHED = 1
+
+
+def main() -> None:
+    """Make the call that this place was spawned for."""
+    fd = inherited_fd(os.environ)
+    if fd is None:
+        raise LaunchError("this is the program of a place; it does nothing by itself")
+    del os.environ[FD_VARIABLE]
+    os.set_inheritable(fd, False)
+    member = Member(control_at(fd))
+    membership.register(member)
+    os.register_at_fork(after_in_child=member.disown)
+    _forward_logs(member)
+    try:
+        if not member.enrolled.parcel:
+            ThreadHost(member).run()
+        else:
+            _run(member)
+    except SystemExit:
+        member.leave()
+        raise
+    except BaseException:  # the others hear of it from their routers
+        member.endpoint.close()
+        raise
+    member.leave()
+
+
+def _forward_logs(member: Member) -> None:
+    root = logging.getLogger()
+    root.addHandler(ForwardLogs(member))
+    root.setLevel(member.enrolled.level)
+
+
+def _run(member: Member) -> None:
+    """The call of a place that is a process."""
+    enrolled = member.enrolled
+    mailbox = Mailbox(member, enrolled.place, _owner(member, enrolled.owner, enrolled.reply), enrolled.label)
+    begin = _prepared(member, 0, enrolled.parcel, mailbox)
+    if begin is None:
+        sys.exit(CRASHED)
+    member.tell(Started(0))
+    begin()
+
+
+def _owner(member: Member, endpoint: int, box: int) -> Address:
+    return Address(member.system, 0, endpoint, box, "whoever spawned this place")
+
+
+def _prepared(member: Member, place: int, parcel: bytes, mailbox: Mailbox) -> Callable[[], object] | None:
+    """The call, ready to be made; None if it cannot be, which was told then."""
+    try:
+        target, args, kwargs = Call.from_bytes(parcel).unpacked()
+        function = resolve(target) if isinstance(target, str) else target
+        prepare = getattr(function, "prepare", None)
+        if prepare is not None:
+            return prepare(mailbox, *args, **kwargs)  # type: ignore[no-any-return]
+        return partial(function, mailbox, *args, **kwargs)
+    except Exception as error:
+        text = shortened(traceback_text(error, frames_below(error, __file__)))
+        member.tell(NotStarted(place, "RemoteError", text))
+        return None
+
+
+def resolve(target: str) -> Callable[..., Any]:
+    """The function that ``"module:function"`` names; the latter may have dots.
+
+    Raises:
+        UsageError: It is not of that form, or there is no such thing.
+        Exception: The module cannot be imported.
+    """
+    check_target(target)
+    module, _, path = target.partition(":")
+    found: Any = import_module(module)
+    for name in path.split("."):
+        if not hasattr(found, name):
+            raise UsageError(f"{target!r}: {module} has no {path}")
+        found = getattr(found, name)
+    if not callable(found):
+        raise UsageError(f"{target!r} cannot be called: it is {type(found).__name__}")
+    return found  # type: ignore[no-any-return]
+
+
+def check_target(target: str) -> None:
+    """Whether it is of the form ``module:function``.
+
+    Raises:
+        UsageError: It is not.
+    """
+    module, colon, path = target.partition(":")
+    names = [*module.split("."), *path.split(".")]
+    if not colon or not all(name.isidentifier() for name in names):
+        raise UsageError(f"{target!r} names no function: write 'module:function', or give the function itself")
+
+
+class ThreadHost:
+    """Runs the places of a node that are threads. One of them that fails leaves the others as they are."""
+
+    def __init__(self, member: Member) -> None:
+        self._member = member
+        self._mailboxes: dict[int, Mailbox] = {}
+        self._over = threading.Event()
+        member.on_thread = self._ordered
+
+    def run(self) -> None:
+        """Wait for orders, for ever: the place is ended from outside."""
+        self._member.tell(Started(0))
+        inbox = Mailbox(self._member, self._member.enrolled.place, _owner(self._member, 0, 0), "threads")
+        inbox.get()  # makes progress; nobody knows this place, so nothing comes
+
+    def _ordered(self, order: RunThread | StopThread) -> None:
+        """Within progress: what may block happens in the thread."""
+        match order:
+            case RunThread(place, label):
+                name = f"place {label}"
+                threading.Thread(target=self._run_one, args=(order,), name=name, daemon=True).start()
+            case StopThread(place):
+                threading.Thread(target=self._stop, args=(place,), daemon=True).start()
+
+    def _stop(self, place: int) -> None:
+        mailbox = self._mailboxes.get(place)
+        if mailbox is not None:
+            mailbox.close()
+
+    def _run_one(self, order: RunThread) -> None:
+        member, place = self._member, order.place
+        mailbox = Mailbox(member, place, _owner(member, order.owner, order.reply), order.label)
+        self._mailboxes[place] = mailbox
+        begin = _prepared(member, place, order.parcel, mailbox)
+        if begin is not None:
+            self._tell(Started(place))
+            self._tell(ThreadEnded(place, *_outcome(begin)))
+        mailbox.close()
+        del self._mailboxes[place]
+
+    def _tell(self, message: Message) -> None:
+        self._member.tell(message)
+
+
+def _outcome(begin: Callable[[], object]) -> tuple[int, str]:
+    """Make the call: its exit status as if it were a process, and its traceback."""
+    try:
+        begin()
+    except SystemExit as ending:
+        code = ending.code
+        return (code if isinstance(code, int) else CRASHED if code else 0), ""
+    except ChannelClosed:  # of its own mailbox: it was told to end
+        return 0, ""
+    except BaseException as error:
+        trace = frames_below(error, __file__)
+        return CRASHED, shortened("".join(traceback.format_exception(type(error), error, trace)))
+    return 0, ""

@@ -1,0 +1,304 @@
+"""A process as a member of a system: its endpoint, what it asks of the head, and what it hears of other places.
+
+The user's program is one, and every place that is a process. Requests are answered by the head, wherever that is;
+whoever waits for an answer makes progress meanwhile, and any thread may ask.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import select
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import Any
+
+import msgpack
+
+from rmpi import errors
+from rmpi.deadline import Deadline
+from rmpi.errors import DeadlineExceeded, LaunchError, PeerExited, PeerLost, RmpiError
+from rmpi.places.attachment import Attachment
+from rmpi.places.channel import Whereabouts
+from rmpi.places.control import Control, wait_for
+from rmpi.places.messages import Joined, Left, Message
+from rmpi.places.place import WELCOME_LIMIT
+from rmpi.places.system_messages import (
+    Answer,
+    Declined,
+    EndpointGone,
+    Enrolled,
+    Follow,
+    PlaceAt,
+    PlaceDown,
+    PlaceGone,
+    PlaceShown,
+    Record,
+    RunThread,
+    StopThread,
+)
+from rmpi.transport.operation import Operation
+
+BOX_BITS = 62
+"""Of the number of a box. It is even and also travels as a tag, which is below 2**63."""
+
+News = PlaceAt | PlaceDown | PlaceGone | PlaceShown
+
+
+def box_of(system: int, *owner: int) -> int:
+    """The number of a box: of a place's inbox, if its number is all that is given."""
+    digest = blake2b(digest_size=8, key=system.to_bytes(8, "little"))
+    for number in owner:
+        digest.update(number.to_bytes(8, "little"))
+    return int.from_bytes(digest.digest(), "little") >> (64 - BOX_BITS) << 1
+
+
+class Fate:
+    """What becomes of a place, for those who wait for its end.
+
+    Attributes:
+        gone: Done when it has ended for good.
+        over: Done when, besides, all that it wrote was shown.
+        last: The last that was heard of it; None if nothing was.
+        pid: Of its process; 0 while there is none.
+        restarts: How often it was restarted.
+        hears: Called with all news of it, within progress.
+    """
+
+    def __init__(self) -> None:
+        self.gone = Operation()
+        self.over = Operation()
+        self.last: PlaceAt | PlaceDown | PlaceGone | None = None
+        self.pid = self.restarts = 0
+        self.hears: list[Callable[[News], None]] = []
+
+    def heard(self, news: News) -> None:
+        match news:
+            case PlaceAt(_, _, _, pid, restarts):
+                self.pid, self.restarts = pid, restarts
+            case PlaceDown():
+                self.pid = 0
+            case PlaceGone():
+                self.pid = 0
+        if not isinstance(news, PlaceShown):
+            self.last = news
+        for hear in tuple(self.hears):
+            hear(news)
+        if isinstance(news, PlaceGone):
+            self.gone.finish()
+        elif isinstance(news, PlaceShown):
+            self.over.finish()
+
+
+class _Reply(Operation):
+    """What a request is waiting for."""
+
+    __slots__ = ("values",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: Any = None
+
+
+class Member(Attachment):
+    """This process in one system.
+
+    Attributes:
+        enrolled: What the head has said of us.
+        on_thread: Called with orders to run places as threads; only a thread host has it. Within progress.
+    """
+
+    def __init__(self, control: Control) -> None:
+        """Take what the head has said first, and say that we are here.
+
+        Raises:
+            LaunchError: Nothing was said.
+        """
+        self.enrolled, early = _await_enrolment(control)
+        self._numbers = itertools.count(1)
+        self._replies: dict[int, _Reply] = {}
+        self._whereabouts: dict[int, Whereabouts] = {}
+        self._fates: dict[int, Fate] = {}
+        self._labels: dict[int, str] = {}
+        self.on_thread: Callable[[RunThread | StopThread], None] | None = None
+        super().__init__(
+            control,
+            self.enrolled.endpoint,
+            early,
+            crowded=self.enrolled.crowded,
+            unmatched_limit=self.enrolled.unmatched_limit,
+        )
+        self._tell(Joined())
+
+    @property
+    def system(self) -> int:
+        """The number of the system."""
+        return self.enrolled.system
+
+    def new_box(self) -> int:
+        """The number of a box that there was not yet."""
+        return box_of(self.system, self.endpoint.ident, next(self._numbers))
+
+    def inbox_of(self, place: int) -> int:
+        """The number of the box in which a place gets its messages, before and after a restart."""
+        return box_of(self.system, place)
+
+    def describe(self, endpoint: int) -> str:
+        """What to call whoever is behind an endpoint."""
+        return self._name_of(endpoint)
+
+    # ---------------------------------------------------------------------- towards the head
+
+    def ask(self, make: Callable[[int], Message], timeout: float | None = None, what: str = "the request") -> Any:
+        """Ask the head, and wait for the answer.
+
+        Args:
+            make: Makes the request of its number.
+
+        Raises:
+            DeadlineExceeded: No answer came in time; what was asked for may still be done.
+            RmpiError: The head declines: whatever it says.
+        """
+        number = next(self._numbers)
+        reply = self._replies[number] = _Reply()
+        try:
+            self._tell(make(number))
+            self.endpoint.wait((reply,), Deadline.after(timeout))
+        except DeadlineExceeded:
+            raise DeadlineExceeded(f"{what} was not done after {timeout:g} s; it may still be") from None
+        finally:
+            self._replies.pop(number, None)
+        return reply.values
+
+    def tell(self, message: Message) -> None:
+        """Say something that needs no answer."""
+        self._tell(message)
+
+    def log(self, record: Record) -> None:
+        """Have a record of logging appear at the head."""
+        self._tell(record)
+
+    def whereabouts(self, place: int) -> Whereabouts:
+        """Where that place is, kept up to date from now on."""
+        fresh = Whereabouts(place)
+        known = self._whereabouts.setdefault(place, fresh)
+        if known is fresh:
+            self._tell(Follow(place))
+        return known
+
+    def fate(self, place: int) -> Fate:
+        """What becomes of that place, from now on."""
+        fresh = Fate()
+        known = self._fates.setdefault(place, fresh)
+        if known is fresh:
+            self._tell(Follow(place))
+        return known
+
+    def leave(self) -> None:
+        """Send out what waits, and tell everybody; nothing can be communicated afterwards."""
+        self.endpoint.finish()
+        self._tell(Left())
+        self._control.drain()
+        self.endpoint.close()
+
+    def close(self) -> None:
+        """Drop everything at once."""
+        self.endpoint.close()
+        self._control.close()
+
+    # ---------------------------------------------------------------------- what the head says
+
+    def _heard(self, message: Message) -> None:
+        match message:
+            case Answer(number, packed):
+                self._answered(number, msgpack.unpackb(packed, use_list=False, strict_map_key=False))
+            case Declined(number, error, text):
+                self._answered(number, None, _error_of(error, text))
+            case PlaceAt() | PlaceDown() | PlaceGone() | PlaceShown():
+                self._news(message)
+            case EndpointGone():
+                self._endpoint_gone(message)
+            case RunThread() | StopThread() if self.on_thread is not None:
+                self.on_thread(message)
+
+    def _answered(self, number: int, values: Any, error: RmpiError | None = None) -> None:
+        reply = self._replies.get(number)
+        if reply is not None:
+            reply.values = values
+            reply.finish(error)
+
+    def _news(self, news: News) -> None:
+        whereabouts = self._whereabouts.get(news.place)
+        if whereabouts is not None:
+            self._move(whereabouts, news)
+        fate = self._fates.get(news.place)
+        if fate is not None:
+            fate.heard(news)
+
+    def _move(self, whereabouts: Whereabouts, news: News) -> None:
+        match news:
+            case PlaceAt(_, endpoint, label):
+                self._labels[endpoint] = whereabouts.label = label
+                whereabouts.moved(endpoint)
+            case PlaceDown(_, cause):
+                whereabouts.down(PeerLost(f"{whereabouts.label} has failed: {cause}; it will be restarted"))
+            case PlaceGone(_, cause, _, failed):
+                kind, how = (PeerLost, "has failed") if failed else (PeerExited, "has ended")
+                whereabouts.gone(kind(f"{whereabouts.label} {how}: {cause}"))
+
+    def _endpoint_gone(self, gone: EndpointGone) -> None:
+        self._labels.pop(gone.endpoint, None)
+        kind, how = (PeerLost, "has failed") if gone.failed else (PeerExited, "has ended")
+        self.endpoint.peer_ended(gone.endpoint, kind(f"{gone.label} {how}: {gone.cause}"))
+
+    def _lost_router(self) -> None:
+        lost = PeerLost("the system has ended: this process has no head any more")
+        for reply in tuple(self._replies.values()):
+            reply.finish(lost)
+        for whereabouts in self._whereabouts.values():
+            whereabouts.gone(lost)
+        for place, fate in self._fates.items():
+            fate.heard(PlaceGone(place, str(lost), 0, True, ""))
+            fate.heard(PlaceShown(place))
+        for endpoint in list(self.endpoint.media()):
+            if endpoint != self.endpoint.ident:
+                self.endpoint.peer_ended(endpoint, lost)
+
+    def _name_of(self, endpoint: int) -> str:
+        return self._labels.get(endpoint, "another place")
+
+    def _neighbours(self) -> int:
+        return NEIGHBOURS
+
+
+NEIGHBOURS = 64
+"""Among so many places of a machine the memory for rings is divided: a guess, because they come and go."""
+
+
+class ForwardLogs(logging.Handler):
+    """Sends records of the standard library's logging to that of the head's process."""
+
+    def __init__(self, member: Member) -> None:
+        super().__init__()
+        self._member = member
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._member.log(Record(record.levelno, record.name, self.format(record), record.created))
+        except Exception:
+            self.handleError(record)
+
+
+def _error_of(name: str, text: str) -> RmpiError:
+    kind = getattr(errors, name, RmpiError)
+    error = kind(text)
+    assert isinstance(error, RmpiError)
+    return error
+
+
+def _await_enrolment(control: Control) -> tuple[Enrolled, list[tuple[Message, list[int]]]]:
+    ready = wait_for(control.fileno(), select.POLLIN, WELCOME_LIMIT)
+    messages = control.receive() if ready else []
+    if not messages or not isinstance(messages[0][0], Enrolled):
+        raise LaunchError("the node that started this place does not answer")
+    return messages[0][0], messages[1:]

@@ -1,0 +1,471 @@
+"""The head of a system, in the process of the user's program: a thread that does what the `Directory` decides.
+
+It is made when the program first spawns a place or adds a node, and ends with the program, and everything with it.
+Nothing here touches what belongs to the process as a whole: no signal handler is set, no orphan adopted, no child
+killed that is not ours. Nobody listens on this machine unless another node is started on it.
+
+    user's threads     ask over a control socket, as every place does
+    "rmpi head"        the loop: its own node, streams to other nodes, the directory
+    "rmpi output"      writes whole lines
+    booting            one thread for each node that is started
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from rmpi.deadline import Deadline, now
+from rmpi.errors import LaunchError, WireError
+from rmpi.places import membership
+from rmpi.places.boot import Booted, boot_all
+from rmpi.places.control import Control
+from rmpi.places.directory import (
+    Action,
+    Alarm,
+    Boot,
+    Directory,
+    Due,
+    Event,
+    Heard,
+    Log,
+    Lost,
+    NotBooted,
+    Post,
+    Shown,
+    Tell,
+)
+from rmpi.places.directory import Booted as NodeBooted
+from rmpi.places.hosts import HostSpec, parse_host_list
+from rmpi.places.local import LOOPBACK, LocalBooter
+from rmpi.places.loop import Loop, Timer
+from rmpi.places.member import Member
+from rmpi.places.messages import (
+    SERIAL_BITS,
+    Consumed,
+    Exited,
+    FromPlace,
+    Gone,
+    Message,
+    Note,
+    Output,
+    Refused,
+    Signal,
+    SignalPlace,
+    Stop,
+)
+from rmpi.places.node import memory_of_machine
+from rmpi.places.nodelink import NodeLink
+from rmpi.places.printing import Printer, write_line
+from rmpi.places.router import HEAD, Announcement, NodeSaid, node_of
+from rmpi.places.surroundings import booter, interpreters, passed_on
+from rmpi.places.system_messages import LOCAL, AddNode, Running, Serve, Serving, Start
+from rmpi.places.systemnode import SystemNode
+
+KEY_SIZE = 32
+
+STOP_LIMIT = 4.0
+"""Seconds for another machine's node to kill everything and say so."""
+
+GRACE = 0.5
+"""Seconds for places to end, at the end of the program, between being asked to and being killed."""
+
+LOOK = 0.01
+"""Seconds between two looks at whether they have."""
+
+KEPT_LINES = 10_000
+"""Of the output of a node, where it is captured; older ones are forgotten."""
+
+SYSTEM_BITS = 62
+
+
+@dataclass
+class _RemoteNode:
+    """A node that is another process: the session that started it, and the stream to it."""
+
+    order: AddNode
+    link: NodeLink | None = None
+    booted: Booted | None = None
+    expected: bool = False  # it was told to end
+    timer: Timer | None = None
+    captured: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT_LINES))
+
+
+class System:
+    """A system and its head. Any thread may call its methods."""
+
+    def __init__(self) -> None:
+        self._loop = Loop()
+        self._key = secrets.token_bytes(KEY_SIZE)
+        self._directory = Directory(secrets.randbits(SYSTEM_BITS), self._key, socket.gethostname())
+        self._printer = Printer(self._show, lambda: None)
+        self._node = SystemNode(self._loop, self, self._spared, guest=True)
+        self._remotes: dict[int, _RemoteNode] = {}
+        self._streams: dict[int, int] = {}  # by endpoint: how many have ended
+        self._events: deque[Event] = deque()
+        self._deciding = False
+        self._hanging_up: list[threading.Thread] = []
+        self._local_gone = False
+        self._over = threading.Event()
+        self._node.serve(Serve(LOCAL, self._key, "", 0, sys.executable, {}, str(Path.cwd())))
+        cores = len(os.sched_getaffinity(0))
+        enrolled = self._directory.enrol_main(cores, memory_of_machine(), os.getpid())
+        self._thread = threading.Thread(target=self._run, name="rmpi head", daemon=True)
+        self.member = Member(Control(self._node.adopt(enrolled)))
+        self._thread.start()
+
+    # --------------------------------------------------------------------------- the head's thread
+
+    def _run(self) -> None:
+        try:
+            while not self._is_over():
+                self._loop.run_once()
+        finally:
+            for remote in self._remotes.values():
+                self._hang_up(remote)
+            self._node.close()
+            self._loop.close()
+            self._over.set()
+
+    def _is_over(self) -> bool:
+        return self._local_gone and not any(remote.link for remote in self._remotes.values())
+
+    def _decide(self, event: Event) -> None:
+        """Let the directory decide, and do it; what follows from that at once comes after it."""
+        self._events.append(event)
+        if self._deciding:
+            return
+        self._deciding = True
+        try:
+            while self._events:
+                for action in self._directory.step(self._events.popleft(), now()):
+                    self._act(action)
+        finally:
+            self._deciding = False
+
+    def _act(self, action: Action) -> None:
+        match action:
+            case Post(node, message):
+                self._post(node, message)
+            case Boot(node, order):
+                self._boot(node, order)
+            case Alarm(key, at):
+                self._loop.call_later(max(0.0, at - now()), partial(self._decide, Due(key)))
+            case Log():
+                self._log(action)
+            case Tell(text):
+                for line in text.split("\n"):
+                    self._printer.say(line)
+
+    def _post(self, node: int, message: Message) -> None:
+        if node != LOCAL:
+            self._post_away(node, message)
+            return
+        match message:
+            case Start():
+                self._node.start(message)
+            case SignalPlace():
+                self._node.signal_place(message)
+            case Signal(number):
+                self._node.signal(number)
+            case _:
+                self._node.step(NodeSaid(HEAD, message))
+
+    def _post_away(self, node: int, message: Message) -> None:
+        remote = self._remotes[node]
+        if isinstance(message, Stop):
+            remote.expected = True
+            self._loop.call_later(STOP_LIMIT, partial(self._give_up, node))
+        if remote.link is not None:
+            remote.link.send(message)
+
+    def _log(self, log: Log) -> None:
+        """As if it had been logged here."""
+        logger = logging.getLogger(log.record.logger)
+        if logger.isEnabledFor(log.record.level):
+            record = logger.makeRecord(
+                log.record.logger, log.record.level, "", 0, log.record.text, (), None, None,
+                {"place": log.label, "node": log.node},
+            )  # fmt: skip
+            record.created = log.record.created
+            logger.handle(record)
+
+    # ---------------------------------------------------------------------------------- other nodes
+
+    def _boot(self, node: int, order: AddNode) -> None:
+        remote = self._remotes.setdefault(node, _RemoteNode(order))
+        remote.expected = False
+        threading.Thread(target=self._boot_away, args=(node, order), name=f"rmpi boot {node}", daemon=True).start()
+
+    def _boot_away(self, node: int, order: AddNode) -> None:
+        """Start a node's process. In a thread of its own."""
+        try:
+            booted = boot_all(
+                booter(order.agent or None)() if order.host else LocalBooter(),
+                [_host(order)],
+                pythons=interpreters(order.python or None),
+                deadline=Deadline.after(order.seconds),
+                on_stderr=lambda host, line: self._printer.say(f"{host.name}: {line}"),
+            )[0]
+        except LaunchError as error:
+            self._loop.post(partial(self._decide, NotBooted(node, str(error))))
+        except Exception as error:
+            self._loop.post(partial(self._decide, NotBooted(node, f"{type(error).__name__}: {error}")))
+        else:
+            self._loop.post(partial(self._meet, node, order, booted))
+
+    def _meet(self, node: int, order: AddNode, booted: Booted) -> None:
+        """A node's process is up: have it serve this system."""
+        remote = self._remotes[node]
+        remote.booted = booted
+        for warning in booted.warnings:
+            self._printer.say(f"rmpi: {warning}")
+        remote.link = NodeLink(self._loop, booted.control, partial(self._heard_from, node), partial(self._lost, node))
+        environment = {**(passed_on(os.environ) if order.host else {}), **order.environment}
+        directory = order.directory or str(Path.cwd())
+        remote.link.send(
+            Serve(node, self._key, _address(booted, order), order.port, booted.facts.executable, environment, directory)
+        )
+        remote.timer = self._loop.call_later(order.seconds, partial(self._refused, node, "it did not answer in time"))
+
+    def _heard_from(self, node: int, message: Message) -> None:
+        remote = self._remotes[node]
+        match message:
+            case Serving(port, pid, cores, memory):
+                self._served(remote)
+                assert remote.booted is not None
+                door = (_address(remote.booted, remote.order), port)
+                self._decide(NodeBooted(node, remote.booted.facts.hostname, door, pid, cores, memory))
+            case Refused(text):
+                self._refused(node, text)
+            case Output(endpoint, stream, data):
+                self.output(endpoint, stream, data)
+            case Note():
+                pass
+            case Gone():
+                self._lost(node, "it has ended")
+            case Exited() | FromPlace() | Running():
+                try:
+                    self._decide(Heard(node, message))
+                except WireError as error:
+                    self._lost(node, str(error))
+            case _:
+                self._lost(node, f"it may not say {type(message).__name__}")
+
+    def _served(self, remote: _RemoteNode) -> None:
+        if remote.timer is not None:
+            remote.timer.cancel()
+            remote.timer = None
+
+    def _refused(self, node: int, text: str) -> None:
+        remote = self._remotes[node]
+        if remote.timer is None:
+            self._lost(node, text)
+            return
+        self._served(remote)
+        self._hang_up(remote)
+        self._decide(NotBooted(node, text))
+
+    def _lost(self, node: int, why: str) -> None:
+        remote = self._remotes[node]
+        if remote.timer is not None:
+            self._refused(node, why)
+            return
+        self._hang_up(remote)
+        self._decide(Lost(node, why, remote.expected))
+
+    def _give_up(self, node: int) -> None:
+        remote = self._remotes[node]
+        if remote.expected and remote.link is not None:
+            self._lost(node, f"it did not stop within {STOP_LIMIT:g} s")
+
+    def _hang_up(self, remote: _RemoteNode) -> None:
+        """End the stream to a node; if it still lives, it ends of that. Ending an ssh session may take a while."""
+        if remote.link is not None:
+            remote.link.close()
+            remote.link = None
+        if remote.booted is not None:
+            thread = threading.Thread(target=remote.booted.close, name="rmpi hangs up", daemon=True)
+            thread.start()
+            self._hanging_up.append(thread)
+            remote.booted = None
+
+    def _spared(self) -> frozenset[int]:
+        pids = (getattr(each.booted.session, "pid", None) for each in self._remotes.values() if each.booted)
+        return frozenset(pid for pid in pids if pid is not None)
+
+    # ------------------------------------------------------------------ what our own node says (Outside)
+
+    def send(self, node: int, message: Message) -> None:
+        assert node == HEAD
+        self._decide(Heard(LOCAL, message))
+
+    def announce(self, announcement: Announcement) -> None:
+        raise AssertionError(f"this is no job: {announcement}")
+
+    def output(self, endpoint: int, stream: int, data: bytes) -> None:
+        self._printer.write(endpoint, stream, data, partial(self._loop.post, partial(self._consumed, endpoint, data)))
+
+    def _consumed(self, endpoint: int, data: bytes) -> None:
+        """Output was shown: more may come. When both streams have ended, that was all."""
+        node = node_of(endpoint)
+        if not data:
+            self._streams[endpoint] = self._streams.get(endpoint, 0) + 1
+            if self._streams[endpoint] == 2:
+                del self._streams[endpoint]
+                self._decide(Shown(endpoint))
+        elif node == LOCAL:
+            self._node.consumed(len(data))
+        elif (link := self._remotes[node].link) is not None:
+            link.send(Consumed(len(data)))
+
+    def fed(self, endpoint: int) -> None:
+        raise AssertionError("places of a system have no input")
+
+    def ready(self) -> None:
+        """Nobody waits for the spawner."""
+
+    def gone(self) -> None:
+        self._local_gone = True
+
+    def failed(self, reason: str) -> None:
+        self.warn(reason)
+
+    def warn(self, text: str) -> None:
+        self._printer.say(f"rmpi: {text}")
+
+    def note(self, text: str) -> None:
+        """Nobody asked."""
+
+    # ------------------------------------------------------------------------------- what is shown
+
+    def _show(self, endpoint: int, stream: int, line: str) -> None:
+        """A line that a place has written. In the thread that writes."""
+        remote = self._remotes.get(endpoint >> SERIAL_BITS) if endpoint >= 0 else None
+        mode = remote.order.output if remote is not None else "forward"
+        if mode == "label":
+            line = f"[{self._directory.place_label(endpoint)}] {line}"
+        if mode == "capture" and remote is not None:
+            remote.captured.append(line)
+        elif mode != "discard":
+            write_line(endpoint, stream, line)
+
+    def captured(self, node: int) -> list[str]:
+        """The lines that places of a node have written, if it was added with ``output="capture"``."""
+        return list(self._remotes[node].captured) if node in self._remotes else []
+
+    # -------------------------------------------------------------------------------------- the end
+
+    def close(self, grace: float = GRACE) -> None:
+        """End all places and nodes: they are asked to, and after the grace they are killed."""
+        if self._over.is_set():
+            return
+        self.member.close()
+        self._loop.post(partial(self._begin_end, grace))
+        self._over.wait(grace + STOP_LIMIT + 1.0)
+        self._printer.close()
+        for thread in (self._thread, *self._hanging_up):
+            thread.join(STOP_LIMIT)
+
+    def _begin_end(self, grace: float) -> None:
+        self._directory.end()
+        self._node.signal(signal.SIGTERM)
+        for remote in self._remotes.values():
+            remote.expected = True
+            if remote.link is not None:
+                remote.link.send(Signal(signal.SIGTERM))
+        self._end_when_empty(now() + grace)
+
+    def _end_when_empty(self, limit: float) -> None:
+        if self._directory.places_run and now() < limit:
+            self._loop.call_later(LOOK, partial(self._end_when_empty, limit))
+        else:
+            self._end()
+
+    def _end(self) -> None:
+        self._node.stop()
+        for node, remote in self._remotes.items():
+            if remote.link is not None:
+                remote.link.send(Stop())
+                self._loop.call_later(STOP_LIMIT, partial(self._give_up, node))
+
+    def disown(self) -> None:
+        """In a fork of this process: the places are not its own, nor may it keep their life lines open."""
+        self._node.disown()
+        self.member.disown()
+
+
+def _address(booted: Booted, order: AddNode) -> str:
+    """Where a node's door is. One of this machine need not be found from elsewhere (see `directory`)."""
+    return booted.address if order.host else LOOPBACK
+
+
+def _host(order: AddNode) -> HostSpec:
+    """What a booter wants to know; on this machine only the interpreter."""
+    python = order.python or None
+    if not order.host:
+        return HostSpec("localhost", python=python)
+    host = parse_host_list(order.host)[0]
+    return HostSpec(host.name, host.slots, host.max_slots, host.user, host.port, host.python or python, host.origin)
+
+
+# ----------------------------------------------------------------------------- the system of this process
+
+_lock = threading.Lock()
+_system: System | None = None
+
+
+def system_of_this_process() -> System:
+    """The system whose head this process is; it is begun if there was none."""
+    global _system
+    with _lock:
+        if _system is None:
+            _system = System()
+            membership.register(_system.member)
+        return _system
+
+
+def running_system() -> System | None:
+    """The same, if there is one."""
+    return _system
+
+
+def shutdown(grace: float = GRACE) -> None:
+    """End the system of this process: all its places and nodes. The next one that is spawned begins another.
+
+    Args:
+        grace: Seconds for places to end, between SIGTERM and SIGKILL.
+
+    Raises:
+        UsageError: This process is a place, whose system is another program's.
+    """
+    global _system
+    with _lock:
+        system, _system = _system, None
+    if system is not None:
+        membership.unregister(system.member)
+        system.close(grace)
+
+
+atexit.register(shutdown)
+
+
+def _disown() -> None:
+    global _system, _lock
+    system, _system, _lock = _system, None, threading.Lock()
+    if system is not None:
+        membership.unregister(system.member)
+        system.disown()
+
+
+os.register_at_fork(after_in_child=_disown)

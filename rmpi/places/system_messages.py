@@ -1,0 +1,303 @@
+"""Control messages of a system: what its places, its nodes and its head tell each other. [pure]
+
+They are packed and checked like those of a job (`rmpi.places.messages`), of which a system also uses some:
+`Connect`, `Crashed`, `Joined`, `Left`, `LinkTo`, `Dial`, `Exited`, `FromPlace`, `ToPlace`, `Output`, `Stop`, `Gone`.
+
+    place → head        Find  Spawn  AddNode  EndNode  Survey  Kill  Follow  Started  NotStarted  Record
+    head → place        Enrolled  Answer  Declined  PlaceAt  PlaceDown  PlaceGone  PlaceShown  EndpointGone
+    place host ⇄ head   RunThread  StopThread  ThreadEnded
+    head → node         Serve  Start  EndpointGone
+    node → head         Serving  Running
+
+What has a ``number`` is a request: its place numbers them, and gets an `Answer` or is `Declined`. Optional things are
+empty when they are not there; a ``rule`` says what follows when something has ended (`rmpi.places.supervisor.Rule`).
+"""
+
+from rmpi.places.messages import Message, register
+from rmpi.places.supervisor import Plain
+
+LOCAL = 0
+"""The number of the node that a system's head is itself, on its own machine."""
+
+ANY_NODE = -1
+
+# ------------------------------------------------------------------------------------ place → head
+
+
+@register(80)
+class Find(Message):
+    """Which place bears this name on that node, or any? Answered like `Spawn`; it is followed from then on."""
+
+    number: int
+    node: int
+    name: str
+
+
+@register(81)
+class Spawn(Message):
+    """Start a place on a node. Answered with ``(place, node, label)`` when it runs.
+
+    ``kind`` is ``"process"``, ``"thread"`` or ``"command"``; ``argv`` is the command, or for people; ``parcel`` is
+    the call that a place is to make. ``reply`` is the box of whoever spawns it. Records of
+    logging from that ``level`` on are wanted.
+    """
+
+    number: int
+    node: int
+    name: str
+    kind: str
+    argv: tuple[str, ...]
+    parcel: bytes
+    reply: int
+    rule: Plain
+    environment: dict[str, str]
+    directory: str
+    level: int
+
+
+@register(82)
+class AddNode(Message):
+    """Start a node. Answered with ``(node, label)`` when it serves.
+
+    ``host`` is empty for another node of the head's machine, which needs no ssh. A ``solo`` node is not listed, and
+    only its creator may use it. ``port`` is that of its door, 0 for any.
+    """
+
+    number: int
+    host: str
+    name: str
+    port: int
+    python: str
+    agent: str
+    solo: bool
+    output: str
+    rule: Plain
+    environment: dict[str, str]
+    directory: str
+    seconds: float
+
+
+@register(83)
+class EndNode(Message):
+    """End a node and all its places; ``graceful`` asks them first. Answered when nothing of it is left."""
+
+    number: int
+    node: int
+    graceful: bool
+    seconds: float
+
+
+@register(84)
+class Survey(Message):
+    """Answered with a list of dictionaries: of the nodes there are, or of one node and its places."""
+
+    number: int
+    node: int
+
+
+@register(85)
+class Kill(Message):
+    """Send a signal to a place, which is not restarted if it ends of it. Answered with nothing, at once."""
+
+    number: int
+    place: int
+    signal: int
+
+
+@register(86)
+class Follow(Message):
+    """Say where that place is, now and at every change."""
+
+    place: int
+
+
+@register(87)
+class Started(Message):
+    """The call of this place has begun; for a thread's, its number, else 0."""
+
+    place: int
+
+
+@register(88)
+class NotStarted(Message):
+    """The call of this place cannot begin: what was raised, and its traceback."""
+
+    place: int
+    error: str
+    text: str
+
+
+@register(89)
+class Record(Message):
+    """A record of the standard library's logging, for that of the head."""
+
+    level: int
+    logger: str
+    text: str
+    created: float
+
+
+# ------------------------------------------------------------------------------------ head → place
+
+
+@register(96)
+class Enrolled(Message):
+    """What a place needs to know of itself, and the call that it is to make.
+
+    ``owner`` and ``reply`` are the endpoint and the box of whoever spawned it.
+    """
+
+    system: int
+    endpoint: int
+    place: int
+    node: int
+    label: str
+    host: str
+    owner: int
+    reply: int
+    crowded: bool
+    unmatched_limit: int
+    level: int
+    parcel: bytes
+
+
+@register(97)
+class Answer(Message):
+    """The answer to a request: packed by msgpack, it depends on the request."""
+
+    number: int
+    packed: bytes
+
+
+@register(98)
+class Declined(Message):
+    """A request that cannot be granted. ``error`` is the name of an exception of ours."""
+
+    number: int
+    error: str
+    text: str
+
+
+@register(99)
+class PlaceAt(Message):
+    """A place that is followed runs, behind this endpoint; it was restarted so many times before."""
+
+    place: int
+    endpoint: int
+    label: str
+    pid: int
+    restarts: int
+
+
+@register(100)
+class PlaceDown(Message):
+    """A place that is followed has ended, and will be restarted."""
+
+    place: int
+    cause: str
+    status: int
+
+
+@register(101)
+class PlaceGone(Message):
+    """A place that is followed has ended for good; ``then`` is what its owner should call, as in `Policy`."""
+
+    place: int
+    cause: str
+    status: int
+    failed: bool
+    then: str
+
+
+@register(102)
+class PlaceShown(Message):
+    """All that a place wrote, which has ended for good, was shown."""
+
+    place: int
+
+
+@register(103)
+class EndpointGone(Message):
+    """Nothing will come from that endpoint any more; ``failed`` if it did not say so itself."""
+
+    endpoint: int
+    label: str
+    cause: str
+    failed: bool
+
+
+# ------------------------------------------------------------------------------ place host ⇄ head
+
+
+@register(104)
+class RunThread(Message):
+    """Run a place as a thread of yours."""
+
+    place: int
+    label: str
+    owner: int
+    reply: int
+    parcel: bytes
+
+
+@register(105)
+class StopThread(Message):
+    """Close the mailbox of that place: it ends when it next looks there."""
+
+    place: int
+
+
+@register(106)
+class ThreadEnded(Message):
+    """The call of that place has returned (status 0), or raised."""
+
+    place: int
+    status: int
+    text: str
+
+
+# -------------------------------------------------------------------------------------- head ⇄ node
+
+
+@register(112)
+class Serve(Message):
+    """Be a node of this system. Answered by `Serving` or `Refused`."""
+
+    node: int
+    key: bytes
+    address: str
+    port: int
+    python: str
+    environment: dict[str, str]
+    directory: str
+
+
+@register(113)
+class Serving(Message):
+    """This node is ready, and its door is at that port; 0 if it has none."""
+
+    port: int
+    pid: int
+    cores: int
+    memory: int
+
+
+@register(114)
+class Start(Message):
+    """Start a place. ``enrolled`` is packed, and for the place; ``kind``, ``target`` and ``argv`` are as for `Fork`."""
+
+    endpoint: int
+    kind: str
+    target: str
+    argv: tuple[str, ...]
+    environment: dict[str, str]
+    directory: str
+    enrolled: bytes
+
+
+@register(116)
+class Running(Message):
+    """A place runs as process ``pid``."""
+
+    endpoint: int
+    pid: int

@@ -1,0 +1,214 @@
+"""A node of a system: it starts a place when the head asks for one, and goes on when the last of them has ended.
+
+What a `Node` does for a place it does here too: control socket, pipes, links, door. The differences: nothing is known
+beforehand; a spawner is started for the first place, and again after it was lost; and this process may be one of the
+places itself (`adopt`), as the user's program is in the head's process.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from rmpi.errors import LaunchError
+from rmpi.places.control import Control, control_pair
+from rmpi.places.ignition import Ignition, make_room
+from rmpi.places.loop import Loop
+from rmpi.places.messages import NO_RANK, Fork, FromPlace, Message, SignalPlace, Up, pack, unpack
+from rmpi.places.node import Node, NodePlace, Outside, memory_of_machine
+from rmpi.places.outpost import Outpost, PlaceStarts
+from rmpi.places.processes import become_subreaper, kill_descendants, kill_groups
+from rmpi.places.router import HEAD, CameIn, NodeSaid, PlaceExited, PlaceSaid
+from rmpi.places.spawnerprocess import SpawnerProcess
+from rmpi.places.system_messages import Enrolled, NotStarted, Serve, Serving, Start
+
+FAILED_TO_START = 125
+"""Exit status of a place that was not started, because its node could not."""
+
+
+class SystemNode(Node):
+    """One node's part of a system."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        outside: Outside,
+        spared: Callable[[], frozenset[int]] = frozenset,
+        *,
+        guest: bool = False,
+    ) -> None:
+        """A node that serves nobody yet. The arguments are those of `Node`."""
+        super().__init__(loop, outside, spared, guest=guest)
+        self._outpost: Outpost | None = None
+        self._order: Serve | None = None
+        self._starting: list[Start] = []  # until the spawner is up
+        self._spawner_is_up = False
+        self._adopted: set[int] = set()
+        self._stopping = False
+
+    # ------------------------------------------------------------------------------- beginning
+
+    def serve(self, order: Serve) -> Serving:
+        """Be what the head says.
+
+        Raises:
+            LaunchError: It cannot be done here: no such address, or its port is taken.
+        """
+        if not self._guest:
+            become_subreaper()
+        self._order = order
+        self._outpost = Outpost(order.node)
+        port = self.open_door(order.address, order.key, order.port) if order.address else 0
+        return Serving(port, os.getpid(), len(os.sched_getaffinity(0)), memory_of_machine())
+
+    def adopt(self, enrolled: Enrolled) -> socket.socket:
+        """Have this process, or one that has come from outside, as a place too; its control socket."""
+        ours, theirs = control_pair()
+        place = self._places[enrolled.endpoint] = NodePlace(enrolled.endpoint, NO_RANK, Control(ours))
+        self._adopted.add(enrolled.endpoint)
+        self._loop.register(place.control.fileno(), partial(self._place_ready, place))
+        self._begins(enrolled.endpoint, enrolled.label)
+        self._tell(place, enrolled)
+        return theirs
+
+    def start(self, order: Start) -> None:
+        """Start a place; what it says, and how it ends, is passed on to the head."""
+        self._starting.append(order)
+        self._begins(order.endpoint, order.argv[0])
+        if self._spawner is None:
+            self._start_spawner()
+        elif self._spawner_is_up:
+            self._start_all()
+
+    def _begins(self, endpoint: int, label: str) -> None:
+        self.step(PlaceStarts(endpoint, label))
+
+    def _start_spawner(self) -> None:
+        assert self._order is not None
+        environment = {**os.environ, **self._order.environment}
+        try:
+            ignition = Ignition(
+                self._order.python, environment, self._order.directory, 1, kind="code", target="", fork=True, preload=()
+            )
+        except LaunchError as error:
+            self._fail_all(str(error))
+            return
+        self._spawner = SpawnerProcess(self._loop, ignition, self._spawner_said, self._spawner_ended)
+
+    def _spawner_said(self, message: Message) -> None:
+        if isinstance(message, Up):
+            self._spawner_is_up = True
+            self._start_all()
+        else:
+            super()._spawner_said(message)
+
+    def _start_all(self) -> None:
+        orders, self._starting = self._starting, []
+        for order in orders:
+            try:
+                make_room(len(self._places) + 1)
+                self._start_one(order)
+            except LaunchError as error:
+                self._fail(order, str(error))
+
+    def _start_one(self, order: Start) -> None:
+        assert self._order is not None
+        directory = order.directory or self._order.directory
+        if not Path(directory).is_dir():
+            raise LaunchError(f"there is no directory {directory} here")
+        target = order.target
+        if order.kind == "command":
+            target = _program(order.argv[0], order.environment, directory)
+        place = self._launch(
+            Fork(order.endpoint, NO_RANK, order.kind, target, order.argv, order.environment, directory)
+        )
+        if order.kind != "command":
+            self._tell(place, unpack(order.enrolled))
+
+    def _fail(self, order: Start, text: str) -> None:
+        """A place cannot be started."""
+        self._outside.send(HEAD, FromPlace(order.endpoint, pack(NotStarted(0, "LaunchError", text))))
+        self.step(PlaceExited(order.endpoint, FAILED_TO_START))
+
+    def _fail_all(self, text: str) -> None:
+        orders, self._starting = self._starting, []
+        for order in orders:
+            self._fail(order, text)
+
+    # --------------------------------------------------------------------------------- actions
+
+    def step(self, event: PlaceSaid | PlaceExited | NodeSaid | CameIn | PlaceStarts) -> None:
+        """Let the router decide, and do it."""
+        assert self._outpost is not None
+        self.act(self._outpost.step(event))
+
+    def _came_in(self, sock: socket.socket, source: int, destination: int) -> None:
+        self._connections[sock.fileno()] = sock
+        self.step(CameIn(sock.fileno(), source, destination))
+
+    def signal_place(self, order: SignalPlace) -> None:
+        """Send a signal to a place and what it started."""
+        if self._spawner is not None:
+            self._spawner.send(order)
+
+    def _forked(self, endpoint: int, pid: int) -> None:
+        super()._forked(endpoint, pid)
+        assert self._outpost is not None
+        self.act(self._outpost.runs(endpoint, pid))
+
+    # --------------------------------------------------------------------------------- endings
+
+    def _hear(self, place: NodePlace) -> None:
+        super()._hear(place)
+        if place.control.closed and place.endpoint in self._adopted:
+            self._adopted.discard(place.endpoint)
+            del self._places[place.endpoint]
+            self.step(PlaceExited(place.endpoint, 0))
+
+    def _settled(self, place: NodePlace) -> None:
+        del self._places[place.endpoint]
+
+    def stop(self) -> None:
+        """End every place and everything they started. `Outside.gone` follows."""
+        self._stopping = True
+        super().stop()
+
+    def _spawner_ended(self, expected: bool) -> None:
+        """Without a spawner, all that it had started is gone; another one is started with the next place."""
+        spawner, self._spawner, self._spawner_is_up = self._spawner, None, False
+        assert spawner is not None
+        if not spawner.ended_well and self._guest:
+            kill_groups(self._pids.values())
+        elif not spawner.ended_well:
+            kill_descendants(self._spared())
+        for place in [place for place in self._places.values() if place.endpoint not in self._adopted]:
+            if place.status is None:
+                self._reaped(place, -signal.SIGKILL)
+            if not place.ended:
+                self._drained(place)
+        self._fail_all("its node was ended" if expected else spawner.last_words())
+        if not expected:
+            self._outside.warn(f"all places of this node have ended: {spawner.last_words()}")
+        if self._stopping:
+            self._finish()
+
+
+def _program(name: str, environment: dict[str, str], directory: str) -> str:
+    """The path of a program, looked for as a shell would in that directory.
+
+    Raises:
+        LaunchError: There is none.
+    """
+    if "/" in name:
+        path: str | None = str(Path(directory, name))
+        found = path if Path(directory, name).exists() else None
+    else:
+        found = shutil.which(name, path=environment.get("PATH") or os.environ.get("PATH"))
+    if found is None:
+        raise LaunchError(f"there is no program {name} here")
+    return found
