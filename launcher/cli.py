@@ -236,6 +236,7 @@ def _run_job(
         start_timeout=options.start_timeout,
         kill_grace=options.kill_grace,
         on_deadlock=options.on_deadlock,
+        route=options.route,
         fork=options.fork,
         preload=options.preload,
     )

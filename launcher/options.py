@@ -53,6 +53,7 @@ class Options:
         start_timeout: Seconds until every rank must have started.
         kill_grace: Seconds between asking ranks to end and killing them; 0 kills at once.
         on_deadlock: Whether ranks that wait for each other for ever raise an error, or are only reported, or neither.
+        route: Whether data between hosts goes directly, or through the ssh sessions; auto is that where it must.
         dry_run: Show the plan, start nothing.
         tag_output: Whether lines are labelled with their rank.
         rsh_agent: The command that takes the place of ssh, unsplit.
@@ -78,6 +79,7 @@ class Options:
     start_timeout: float = 60.0
     kill_grace: float = 5.0
     on_deadlock: Literal["abort", "report", "off"] = "abort"
+    route: Literal["auto", "direct", "relay"] = "auto"
     dry_run: bool = False
     tag_output: bool | None = None
     rsh_agent: str | None = None
@@ -177,6 +179,12 @@ def _policy(word: str) -> str:
 def _deadlock(word: str) -> str:
     if word not in ("abort", "report", "off"):
         raise ValueError("is not one of abort, report, off")
+    return word
+
+
+def _route(word: str) -> str:
+    if word not in ("auto", "direct", "relay"):
+        raise ValueError("is not one of auto, direct, relay")
     return word
 
 
@@ -462,6 +470,15 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
     (
         "How other hosts are reached",
         (
+            Option(
+                ("--route",),
+                "route",
+                "auto: data goes directly between hosts, or through the ssh sessions where a firewall is in the way "
+                "(default); direct: never through them; relay: always, and no port is opened",
+                ("WAY",),
+                _route,
+                "relay",
+            ),
             Option(
                 ("--rsh-agent",),
                 "rsh_agent",

@@ -36,7 +36,10 @@ from rmpi.places.loop import Loop, Timer
 from rmpi.places.messages import (
     SERIAL_BITS,
     Begin,
+    Carried,
+    Carry,
     Consumed,
+    DialBack,
     DoorIs,
     Exited,
     Fed,
@@ -46,6 +49,7 @@ from rmpi.places.messages import (
     Input,
     Message,
     Note,
+    NoWay,
     OpenDoor,
     Output,
     Ready,
@@ -62,7 +66,9 @@ from rmpi.places.router import (
     Announcement,
     Book,
     Deadlocked,
+    Detour,
     Disagreement,
+    NodeDone,
     NodeLost,
     NodeSaid,
     RankCrashed,
@@ -115,6 +121,7 @@ class Plan:
         kill_grace: Seconds between the first signal that asks ranks to end, and SIGKILL.
         on_deadlock: ``"abort"``: ranks that wait for each other for ever raise `Deadlock`; ``"report"``: they are left
             alone, and the user is told; ``"off"``: nobody looks.
+        route: Which ways data may go between hosts; see `rmpi.places.routes`.
         fork: Whether ranks may be forked from an interpreter that has imported NumPy and rmpi.
         preload: Modules that it imports besides.
         own: What hosts have for themselves, by name.
@@ -134,6 +141,7 @@ class Plan:
     settle: float = SETTLE
     kill_grace: float = 5.0
     on_deadlock: str = "abort"
+    route: str = "auto"
     fork: bool = True
     preload: tuple[str, ...] = ()
     own: dict[str, Surroundings] = field(default_factory=dict)
@@ -225,6 +233,8 @@ class Job:
         self._members: tuple[int, ...] = ()
         self._alive: set[int] = set()  # ranks that run
         self._notes: set[str] = set()
+        self._warned_of_detour = False
+        self._opening_doors = False
         self._ending = False
         self._abandoned = False
         self._grace: Timer | None = None
@@ -327,7 +337,7 @@ class Job:
         """Have everybody check and get ready; nothing has started when this raises."""
         doors = self._open_doors(deadline)
         if HEAD not in self._host_of_node:
-            self._node.attend(Book(HEAD, self._members, self._hosts(), doors, self._key))
+            self._node.attend(Book(HEAD, self._members, self._hosts(), doors, self._key, self._plan.route))
         for node in self._host_of_node:
             self._ask(node, self._begin_for(node, doors))
         self._await_answers(deadline)
@@ -338,17 +348,25 @@ class Job:
         return tuple(self._host_of_node[member >> SERIAL_BITS] for member in self._members)
 
     def _open_doors(self, deadline: Deadline) -> dict[int, tuple[tuple[str, int], ...]]:
-        """One door per node, if there are several nodes; else nobody listens anywhere."""
-        if len(self._host_of_node) < 2:
+        """One door per node, if there are several nodes and anybody may come in; else nobody listens anywhere."""
+        if len(self._host_of_node) < 2 or self._plan.route == "relay":
             return {}
         addresses = {node: booted.address for node, booted in self._booted.items()}
+        self._opening_doors = True
         for node, address in addresses.items():
             self._ask(node, OpenDoor(address, self._key))
         if HEAD in self._host_of_node:
-            addresses[HEAD] = _address_towards(next(iter(self._booted.values())).address)
-            self._ports[HEAD] = self._node.open_door(addresses[HEAD], self._key)
+            self._open_own_door(addresses)
         self._await_answers(deadline)
-        return {node: ((address, self._ports[node]),) for node, address in addresses.items()}
+        self._opening_doors = False
+        return {node: ((addresses[node], port),) for node, port in self._ports.items()}
+
+    def _open_own_door(self, addresses: dict[int, str]) -> None:
+        try:
+            addresses[HEAD] = _address_towards(next(iter(addresses.values())))
+            self._ports[HEAD] = self._node.open_door(addresses[HEAD], self._key)
+        except LaunchError as error:
+            self._refuse(HEAD, str(error), error.status)
 
     def _begin_for(self, node: int, doors: dict[int, tuple[tuple[str, int], ...]]) -> Begin:
         plan = self._plan
@@ -363,6 +381,7 @@ class Job:
             hosts=self._hosts(),
             places=tuple((member, rank) for rank, member in enumerate(self._members) if member >> SERIAL_BITS == node),
             doors=doors,
+            route=plan.route,
             kind=plan.kind,
             target=plan.target,
             argv=plan.argv,
@@ -460,12 +479,14 @@ class Job:
                     self._answered(node, LaunchError("was ended while the job was starting"))
                 self._links[node].close()
                 self._remaining.discard(node)
-            case Exited() | FromPlace():
+                if self._running:
+                    self._decide(node, NodeDone(node))
+            case Exited() | FromPlace() | DialBack() | NoWay() | Carry() | Carried():
                 self._decide(node, NodeSaid(node, message))
             case _:
                 raise WireError(f"node {node} may not say {type(message).__name__}")
 
-    def _decide(self, node: int, event: NodeSaid | NodeLost) -> None:
+    def _decide(self, node: int, event: NodeSaid | NodeLost | NodeDone) -> None:
         """The head's router decides for the whole job, also where the head has no ranks itself."""
         try:
             self._node.act(self._node.router.step(event))
@@ -476,6 +497,9 @@ class Job:
     def _refuse(self, node: int, text: str, status: int) -> None:
         if self._running:
             self._lost(node, text)
+        elif self._opening_doors and self._plan.route == "auto":
+            self.note(f"{self._host_of_node[node]} has no door: {text}")
+            self._answered(node)
         else:
             self._answered(node, LaunchError(text, status=status))
 
@@ -516,6 +540,11 @@ class Job:
                 self._watcher.warn(f"Deadlock: {text}")
             case Undelivered(text):
                 self._watcher.warn(text)
+            case Detour(text, slower) if slower and not self._warned_of_detour:
+                self._warned_of_detour = True
+                self._watcher.warn(text)
+            case Detour(text):
+                self._watcher.note(text)
 
     def output(self, endpoint: int, stream: int, data: bytes) -> None:
         self._show(HEAD, endpoint, stream, data)

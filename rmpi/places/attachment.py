@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from rmpi.errors import WireError
 from rmpi.places.control import Control
 from rmpi.places.links import Links
-from rmpi.places.messages import Dial, LinkTo, Message
+from rmpi.places.messages import Dial, LinkTo, Message, NoLink
 
 if TYPE_CHECKING:
     from rmpi.transport.endpoint import Endpoint
@@ -90,7 +90,7 @@ class Attachment(ABC):
             self._lost_router()
 
     def _receive(self, message: Message, fds: list[int]) -> None:
-        if isinstance(message, (LinkTo, Dial)):
+        if isinstance(message, (LinkTo, Dial, NoLink)):
             self._links.heard(message, fds)
         else:
             self._heard(message)

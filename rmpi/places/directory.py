@@ -11,7 +11,7 @@ the event comes that ends it.
     it is started again           the same place behind another endpoint: those who follow it are told
     a name is looked for          on one node or on all; who asks follows the place from then on
     a node is lost                so are its places, until a supervised node is there again: then they are started there
-    two places of different nodes want each other    one of them dials the other's door
+    two places of different nodes want each other    one dials the other's door; where neither can, they are relayed
 
 A place that is a thread shares process and endpoint with all other threads of its node: they live in a *thread host*, a
 place without a call of its own that is started with the first of them.
@@ -31,20 +31,25 @@ from rmpi.errors import WireError
 from rmpi.places.ends import End, end_of
 from rmpi.places.messages import (
     SERIAL_BITS,
+    Carried,
+    Carry,
     Connect,
     Crashed,
     Dial,
     Exited,
     FromPlace,
     Message,
+    NoLink,
     Signal,
     SignalPlace,
     Stop,
     ToPlace,
+    Unreachable,
     pack,
     unpack,
 )
 from rmpi.places.router import node_of
+from rmpi.places.routes import PATIENCE
 from rmpi.places.supervisor import Call, GiveUp, Nothing, Plain, Restart, Rule, Supervisor, Then
 from rmpi.places.system_messages import (
     ANY_NODE,
@@ -64,6 +69,7 @@ from rmpi.places.system_messages import (
     PlaceGone,
     PlaceShown,
     Record,
+    RelayTo,
     Running,
     RunThread,
     Spawn,
@@ -218,6 +224,11 @@ class NodeEntry:
     ending: list[tuple[int, int]] = field(default_factory=list)
 
     @property
+    def route(self) -> str:
+        """Which ways data may go to and from its places; see `routes`."""
+        return self.order.route if self.order is not None else "auto"
+
+    @property
     def is_here(self) -> bool:
         """It is on the head's machine. The doors there are at a loopback address, and the head's own node has none."""
         return self.order is None or not self.order.host
@@ -278,6 +289,9 @@ class Directory:
         self._nodes: dict[int, NodeEntry] = {}
         self._node_numbers = itertools.count(LOCAL + 1)
         self._nodes[LOCAL] = NodeEntry(LOCAL, host, None, 0, None, None, "up", host)
+        self._barred: dict[tuple[int, int], str] = {}  # nodes whose places cannot dial the other's, and why
+        self._relayed: set[tuple[int, int]] = set()  # endpoints
+        self._announced: set[tuple[int, int]] = set()  # nodes whose detour was
         self._now = 0.0
 
     @property
@@ -337,6 +351,10 @@ class Directory:
                 return self._endpoint_ended(endpoint, status, end_of(status, joined=joined, left=left))
             case Running(endpoint, pid) if node_of(endpoint) == node:
                 return self._running(endpoint, pid)
+            case Carry(source, destination) if node_of(source) == node and self._is_relayed(source, destination):
+                return [Post(node_of(destination), message)]
+            case Carried(source, destination) if node_of(destination) == node and self._is_relayed(source, destination):
+                return [Post(node_of(source), message)]
         raise WireError(f"node {node} may not say {type(message).__name__}")
 
     def _place_said(self, endpoint: int, message: Message) -> list[Action]:
@@ -344,6 +362,8 @@ class Directory:
         match message:
             case Connect(peer):
                 return self._connect(endpoint, peer)
+            case Unreachable(peer, why):
+                return self._unreachable(endpoint, peer, why)
             case Started(place):
                 return [action for entry in self._of(endpoint, place) for action in self._started(entry)]
             case NotStarted(place, error, text):
@@ -382,7 +402,7 @@ class Directory:
 
     def _to(self, endpoint: int, message: Message) -> list[Action]:
         """A message for the process behind an endpoint, if there is one."""
-        if endpoint not in self._behind and endpoint not in self._members:
+        if not self._is_there(endpoint):
             return []
         return [Post(node_of(endpoint), ToPlace(endpoint, pack(message)))]
 
@@ -691,13 +711,75 @@ class Directory:
         return actions
 
     def _connect(self, endpoint: int, peer: int) -> list[Action]:
-        """A place wants a link to one of another node: whoever can dials the other's door."""
-        if peer not in self._behind and peer not in self._members:
+        """A place wants a link to one of another node."""
+        if not self._is_there(peer):
             return self._to(endpoint, EndpointGone(peer, "a place", "it has ended", True))
         mine, theirs = self._nodes[node_of(endpoint)], self._nodes[node_of(peer)]
-        if _reaches(mine, theirs):
-            return self._to(endpoint, Dial(peer, (theirs.door,), self._key))
-        return self._to(peer, Dial(endpoint, (mine.door,), self._key))
+        route = "direct" if "direct" in (mine.route, theirs.route) else "auto"
+        patience = PATIENCE[route]
+        if self._dials(mine, theirs):
+            return self._to(endpoint, Dial(peer, (theirs.door,), self._key, patience))
+        if self._dials(theirs, mine):
+            return self._to(peer, Dial(endpoint, (mine.door,), self._key, patience))
+        if route == "direct":
+            return self._to(endpoint, NoLink(peer, self._why_not(mine, theirs)))
+        pair = (min(endpoint, peer), max(endpoint, peer))
+        if pair in self._relayed:
+            return []
+        self._relayed.add(pair)
+        return [
+            Post(mine.number, RelayTo(endpoint, peer)),
+            Post(theirs.number, RelayTo(peer, endpoint)),
+            *self._announce_detour(mine, theirs),
+        ]
+
+    def _is_there(self, endpoint: int) -> bool:
+        return endpoint in self._behind or endpoint in self._members
+
+    def _dials(self, node: NodeEntry, other: NodeEntry) -> bool:
+        """Whether places of a node may find the door of another one, and are to."""
+        if "relay" in (node.route, other.route) or (node.number, other.number) in self._barred:
+            return False
+        return other.door[1] != 0 and (not other.is_here or node.is_here)
+
+    def _unreachable(self, endpoint: int, peer: int, why: str) -> list[Action]:
+        """A door was not to be reached; what was learnt holds for all places of the two nodes, in that direction."""
+        self._barred.setdefault((node_of(endpoint), node_of(peer)), why)
+        return self._connect(endpoint, peer)
+
+    def _why_not(self, node: NodeEntry, other: NodeEntry) -> str:
+        return f"{self._barriers(node, other)}. With route='auto' their data would go through the nodes"
+
+    def _barriers(self, node: NodeEntry, other: NodeEntry) -> str:
+        """Why no place of the one can connect to the other, and the other way round."""
+        pairs = ((node.number, other.number), (other.number, node.number))
+        whys = [self._barred[pair] for pair in pairs if pair in self._barred]
+        return "; ".join(whys) or "neither node has a door for the other"
+
+    def _is_relayed(self, source: int, destination: int) -> bool:
+        return (min(source, destination), max(source, destination)) in self._relayed
+
+    def _announce_detour(self, node: NodeEntry, other: NodeEntry) -> list[Action]:
+        """Once for two nodes, unless that was asked for."""
+        pair = (min(node.number, other.number), max(node.number, other.number))
+        if pair in self._announced or "relay" in (node.route, other.route):
+            return []
+        self._announced.add(pair)
+        why = self._barriers(node, other)
+        text = f"{node.label} and {other.label} cannot connect ({why}): their data goes through the nodes"
+        return [Tell(f"rmpi: {text}, which is slower")]
+
+    def _end_relays(self, endpoint: int) -> list[Action]:
+        """An endpoint is gone: whoever it was relayed to sees the end of its link."""
+        actions: list[Action] = []
+        for pair in [pair for pair in self._relayed if endpoint in pair]:
+            peer = pair[0] + pair[1] - endpoint
+            if self._nodes[node_of(peer)].state in ("up", "ending"):
+                actions += [
+                    Post(node_of(peer), Carry(endpoint, peer, b"")),
+                    Post(node_of(peer), Carried(peer, endpoint, 0)),
+                ]
+        return actions
 
     # ----------------------------------------------------------------------------------- nodes
 
@@ -772,6 +854,7 @@ class Directory:
         node.door, node.pid = ("", 0), 0
         actions: list[Action] = []
         for endpoint in [each for each in self._behind if node_of(each) == node.number]:
+            actions += self._end_relays(endpoint)
             for number in self._behind[endpoint]:
                 entry = self._places[number]
                 entry.stopping = entry.stopping or not restart
@@ -823,11 +906,6 @@ HOSTING = "from rmpi.places.hosting import main; main()"
 """What a place runs that is no command. It is code, and not that module by name, so that its ``__main__`` is empty."""
 
 NO_RULE: Plain = Rule(Then.NOTHING).to_plain()
-
-
-def _reaches(node: NodeEntry, other: NodeEntry) -> bool:
-    """Whether places of a node may find the door of another one. Of two nodes one always does."""
-    return other.door[1] != 0 and (not other.is_here or node.is_here)
 
 
 def _waits_for_host(entry: PlaceEntry) -> bool:

@@ -9,6 +9,7 @@ that was asked for, with nothing read beyond the handshake.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import random
 import select
@@ -158,9 +159,18 @@ class _Visitor:
 
 
 def dial(
-    doors: Sequence[tuple[str, int]], key: bytes, source: int, destination: int, deadline: Deadline
+    doors: Sequence[tuple[str, int]],
+    key: bytes,
+    source: int,
+    destination: int,
+    deadline: Deadline,
+    patience: float = math.inf,
 ) -> socket.socket:
     """Connect to one of a node's doors and prove to be ``source``; a socket to ``destination``.
+
+    Args:
+        patience: Seconds for the kernel of that machine to answer, which is never busy; the node itself may be, and has
+            until the deadline.
 
     Raises:
         PeerLost: None of the doors opened; says why, for each.
@@ -169,22 +179,21 @@ def dial(
     for address, port in doors:
         share = Deadline.after(deadline.left() / (len(doors) - len(tried)))  # a silent door leaves time for the next
         try:
-            return _dial_patiently(address, port, key, source, destination, share)
+            return _dial_patiently(address, port, key, source, destination, share, patience)
         except (OSError, WireError) as error:
-            tried.append(f"{address} port {port}: {error}")
-    why = "; ".join(tried) or "its node has no door"
-    raise PeerLost(f"{why}. A firewall between the hosts must let this port through")
+            tried.append(f"{address} port {port}: {getattr(error, 'strerror', None) or error}")
+    raise PeerLost("; ".join(tried) or "its node has no door")
 
 
 def _dial_patiently(
-    address: str, port: int, key: bytes, source: int, destination: int, deadline: Deadline
+    address: str, port: int, key: bytes, source: int, destination: int, deadline: Deadline, patience: float
 ) -> socket.socket:
     """Knock again, after a pause that grows, at a door where too many wait: it resets the oldest of them."""
     pause = KNOCK_AGAIN
     while True:
         handshake = Connector(key, source, destination, os.urandom(NONCE_SIZE))
         try:
-            return _dial_one(address, port, handshake, deadline)
+            return _dial_one(address, port, handshake, deadline, patience)
         except ConnectionResetError:
             if deadline.left() < 2 * pause:
                 raise
@@ -192,8 +201,8 @@ def _dial_patiently(
         pause = min(1.0, 2 * pause)
 
 
-def _dial_one(address: str, port: int, handshake: Connector, deadline: Deadline) -> socket.socket:
-    sock = socket.create_connection((address, port), timeout=_time_left(deadline))
+def _dial_one(address: str, port: int, handshake: Connector, deadline: Deadline, patience: float) -> socket.socket:
+    sock = socket.create_connection((address, port), timeout=_time_left(Deadline.after(min(patience, deadline.left()))))
     try:
         while True:
             sock.sendall(handshake.outgoing())

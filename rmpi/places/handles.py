@@ -32,6 +32,7 @@ DEFAULT_PORT = 6340
 
 Kind = Literal["process", "thread"]
 Output = Literal["forward", "label", "capture", "discard"]
+Route = Literal["auto", "direct", "relay"]
 
 PARCEL_LIMIT = 32 << 20
 """Bytes of a call with its arguments; what is larger goes over the channel."""

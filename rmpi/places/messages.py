@@ -7,13 +7,14 @@ To a type checker they are dataclasses. Real ones would write and compile the me
 all of them at every start of every process; these share the methods of `Message`, and the annotations stay
 objects (no ``from __future__ import annotations``), because they are what arriving values are checked against.
 
-    place → its router     Joined  Left  Connect  Called  Ask  Crashed  Revoke  Abort  Returned
+    place → its router     Joined  Left  Connect  Unreachable  Called  Ask  Crashed  Revoke  Abort  Returned
                            Blocked  Awake
-    router → its place     Welcome  LinkTo  Dial  Ended  Broken  WhatCalled  StillBlocked
+    router → its place     Welcome  LinkTo  Dial  NoLink  Ended  Broken  WhatCalled  StillBlocked
     head → node            OpenDoor  Begin  Go  Everyone  ToPlace  Input  Signal  Consumed  Stop  Ping
     node → head            DoorIs  Ready  Refused  FromPlace  Exited  Output  Fed  Ping  Gone  Note
     node → its spawner     Fork  Signal  SignalPlace
     spawner → its node     Up  Forked  Reaped  Refused  Note
+    node → node, by head   DialBack  NoWay  Carry  Carried
 """
 
 from collections.abc import Callable, Sequence
@@ -230,6 +231,14 @@ class Returned(Message):
     last: bool
 
 
+@register(15)
+class Unreachable(Message):
+    """``peer`` was dialled, and no connection came about; the text says why."""
+
+    peer: int
+    why: str
+
+
 # ------------------------------------------------------------------------------ router → its place
 
 
@@ -247,18 +256,23 @@ class Welcome(Message):
 
 @register(17)
 class LinkTo(Message):
-    """A connected socket to ``peer`` comes with this message."""
+    """A connected socket to ``peer`` comes with this message. ``relayed``: its other end is read by routers."""
 
     peer: int
+    relayed: bool
 
 
 @register(18)
 class Dial(Message):
-    """Connect to ``peer`` through its node's door at one of these ``(address, port)``."""
+    """Connect to ``peer`` through its node's door at one of these ``(address, port)``; else answer `Unreachable`.
+
+    An address at which nothing answers for ``patience`` seconds cannot be reached from here.
+    """
 
     peer: int
     doors: tuple[tuple[str, int], ...]
     key: bytes
+    patience: float
 
 
 @register(19)
@@ -296,6 +310,14 @@ class StillBlocked(Message):
     round: int
 
 
+@register(23)
+class NoLink(Message):
+    """There will be no link to ``peer``; the text says why."""
+
+    peer: int
+    why: str
+
+
 # ------------------------------------------------------------------------------------ head → node
 
 
@@ -311,8 +333,9 @@ class OpenDoor(Message):
 class Begin(Message):
     """The job, for one node. It checks that it can be done, and answers `Ready` or `Refused`.
 
-    ``places`` are pairs ``(endpoint, rank)`` to be started here; ``doors`` maps a node to its doors. ``fork`` is
-    whether places may be forked from an interpreter that has imported ``preload``, besides what all programs need.
+    ``places`` are pairs ``(endpoint, rank)`` to be started here; ``doors`` maps a node to its doors, and ``route``
+    is which ways data may go (`rmpi.places.routes`). ``fork`` is whether places may be forked from an interpreter that
+    has imported ``preload``, besides what all programs need.
     """
 
     node: int
@@ -322,6 +345,7 @@ class Begin(Message):
     hosts: tuple[str, ...]
     places: tuple[tuple[int, int], ...]
     doors: dict[int, tuple[tuple[str, int], ...]]
+    route: str
     kind: str
     target: str
     argv: tuple[str, ...]
@@ -499,3 +523,49 @@ class SignalPlace(Message):
 
     endpoint: int
     number: int
+
+
+# -------------------------------------------------------------------- node → node, by way of the head
+
+
+@register(80)
+class DialBack(Message):
+    """Place ``source`` wants ``destination`` and cannot connect to its node; can it be done the other way round?"""
+
+    source: int
+    destination: int
+    why: str
+
+
+@register(81)
+class NoWay(Message):
+    """Neither of two nodes can connect to the other: ``why`` not the source's, and ``back`` why not the destination's.
+
+    If the job relays, what the two places say to each other comes as `Carry` from now on; else they get `NoLink`.
+    """
+
+    source: int
+    destination: int
+    why: str
+    back: str
+
+
+@register(82)
+class Carry(Message):
+    """A piece of the stream of bytes from one place to another; empty at its end."""
+
+    source: int
+    destination: int
+    data: bytes
+
+
+@register(83)
+class Carried(Message):
+    """So many bytes of that stream were taken: as many more may come. 0: its end was, or nobody takes any more of it.
+
+    Travels against the stream: from the node of ``destination`` to that of ``source``.
+    """
+
+    source: int
+    destination: int
+    count: int

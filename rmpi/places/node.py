@@ -35,6 +35,8 @@ from rmpi.places.ignition import Ignition, thread_limits
 from rmpi.places.loop import Loop, Timer
 from rmpi.places.messages import (
     Begin,
+    Carried,
+    Carry,
     Fork,
     Forked,
     LinkTo,
@@ -46,6 +48,7 @@ from rmpi.places.messages import (
     Welcome,
 )
 from rmpi.places.processes import become_subreaper, kill_descendants, kill_groups
+from rmpi.places.relay import Relays
 from rmpi.places.router import (
     Aborted,
     Action,
@@ -53,15 +56,18 @@ from rmpi.places.router import (
     Book,
     CameIn,
     Deadlocked,
+    Detour,
     Disagreement,
     HandOver,
     Join,
     NodeSaid,
     PlaceExited,
     PlaceSaid,
+    Pump,
     RankCrashed,
     RankEnded,
     RankReturned,
+    Relay,
     Router,
     Send,
     Tell,
@@ -159,8 +165,10 @@ class Node:
         self._places: dict[int, NodePlace] = {}
         self._connections: dict[int, socket.socket] = {}  # that came in by the door
         self._early: list[tuple[socket.socket, int, int]] = []  # came in for a place that is about to start
+        self._relays = Relays(loop, self._pumped, self._relayed_all)
         self._budget = OUTPUT_BUDGET
         self._paused = False
+        self._stopping = False
         self._over = False
 
     # ------------------------------------------------------------------------------- beginning
@@ -188,7 +196,7 @@ class Node:
         if not self._guest:
             become_subreaper()  # for daemons of places whose spawner was killed
         self._begin = begin
-        self._router = Router(Book(begin.node, begin.members, begin.hosts, begin.doors, begin.key))
+        self._router = Router(Book(begin.node, begin.members, begin.hosts, begin.doors, begin.key, begin.route))
         self._spawner = self._make_parent(self._loop, begin, self._spawner_said, self._spawner_ended)
 
     def _make_spawner(
@@ -304,8 +312,20 @@ class Node:
                 self._connections.pop(connection).close()
             case Send(node, message):
                 self._outside.send(node, message)
+            case Relay(endpoint, peer):
+                with self._relays.open(endpoint, peer) as sock:
+                    self._link(endpoint, peer, sock, relayed=True)
+            case Pump(message):
+                self._relays.heard(message)
             case (
-                RankEnded() | RankCrashed() | Disagreement() | Aborted() | Deadlocked() | Undelivered() | RankReturned()
+                RankEnded()
+                | RankCrashed()
+                | Disagreement()
+                | Aborted()
+                | Deadlocked()
+                | Undelivered()
+                | RankReturned()
+                | Detour()
             ):
                 self._outside.announce(action)
 
@@ -316,18 +336,27 @@ class Node:
     def _join(self, first: int, second: int) -> None:
         one, two = socket.socketpair()
         for place, peer, sock in ((first, second, one), (second, first, two)):
-            if place in self._places:
-                self._tell(self._places[place], LinkTo(peer), (sock.fileno(),))
+            self._link(place, peer, sock)
             sock.close()
+
+    def _link(self, endpoint: int, peer: int, sock: socket.socket, *, relayed: bool = False) -> None:
+        if endpoint in self._places:
+            self._tell(self._places[endpoint], LinkTo(peer, relayed), (sock.fileno(),))
 
     def _hand_over(self, connection: int, endpoint: int, peer: int) -> None:
         sock = self._connections.pop(connection)
         if not self._places and self._begin is not None:  # other nodes were told to go before this one
             self._early.append((sock, endpoint, peer))
             return
-        if endpoint in self._places:
-            self._tell(self._places[endpoint], LinkTo(peer), (sock.fileno(),))
+        self._link(endpoint, peer, sock)
         sock.close()
+
+    def _pumped(self, message: Carry | Carried) -> None:
+        self.act(self.router.pass_on(message))
+
+    def _relayed_all(self) -> None:
+        if self._spawner is None:
+            self._finish()
 
     def _came_in(self, sock: socket.socket, source: int, destination: int) -> None:
         if self._router is None:  # the key is known before the job has begun; nobody can be meant yet
@@ -465,6 +494,7 @@ class Node:
 
     def stop(self) -> None:
         """End every place and everything they started. `Outside.gone` follows."""
+        self._stopping = True
         if self._spawner is not None:
             self._spawner.end()
         else:
@@ -491,6 +521,7 @@ class Node:
         self._hear(place)
         self._hang_up(place)
         self._close_stdin(place)
+        self._relays.ended(place.endpoint)
         self.step(PlaceExited(place.endpoint, status))
         if place.pipes:
             place.timer = self._loop.call_later(DRAIN, partial(self._drain, place))
@@ -535,7 +566,8 @@ class Node:
         self._finish()
 
     def _finish(self) -> None:
-        if not self._over:
+        """End, but not before what places have left behind is where it belongs."""
+        if not self._over and (self._stopping or not self._relays.busy):
             self._over = True
             self.close()
             self._outside.gone()
@@ -544,6 +576,7 @@ class Node:
         """In a fork of this process: close our ends of control sockets. The loop is shared, and left alone."""
         if self._spawner is not None:
             self._spawner.disown()
+        self._relays.disown()
         for place in self._places.values():
             place.control.close()
 
@@ -552,6 +585,7 @@ class Node:
         if self._door is not None:
             self._door.close()
             self._door = None
+        self._relays.close()
         for place in self._places.values():
             self._hang_up(place)
         for sock in (*self._connections.values(), *(sock for sock, _, _ in self._early)):

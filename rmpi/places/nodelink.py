@@ -3,18 +3,22 @@
 The socket is whatever the booter made: one end of a socketpair behind an ssh session. Each side says
 `Ping` every second, and the head gives a node up after `SILENCE` seconds without a word: a machine that is
 gone or cut off closes nothing. Time in which this process itself was stopped does not count.
+
+What is relayed for places (`Carry`) waits until everything else has gone, one piece at a time: so news of a death never
+queue behind more than one piece of somebody's data here. How much may wait is limited by who reads it (`relay`).
 """
 
 from __future__ import annotations
 
 import select
 import socket
+from collections import deque
 from collections.abc import Callable
 
 from rmpi.deadline import now
 from rmpi.errors import WireError
 from rmpi.places.loop import Loop
-from rmpi.places.messages import Message, Ping, pack, unpack
+from rmpi.places.messages import Carry, Message, Ping, pack, unpack
 from rmpi.transport.stream import StreamLink
 from rmpi.wire.frames import Frame, Kind
 
@@ -43,6 +47,7 @@ class NodeLink:
         self._lost = lost
         self._silence = silence
         self._link = StreamLink(0, sock, self)
+        self._data: deque[Carry] = deque()  # waits until nothing else does
         self._fd = sock.fileno()
         self._last_heard = self._last_beat = now()
         self.closed = False
@@ -52,9 +57,15 @@ class NodeLink:
     def send(self, message: Message) -> None:
         if self.closed:
             return
+        if isinstance(message, Carry):
+            self._data.append(message)
+        else:
+            self._put(message)
+        self._flush()
+
+    def _put(self, message: Message) -> None:
         data = pack(message)
         self._link.send(Frame(Kind.CONTROL, 0, 0, length=len(data), segments=(data,)))
-        self._flush()
 
     def lend(self, frame: Frame) -> list[memoryview]:
         _check(frame)
@@ -81,6 +92,9 @@ class NodeLink:
 
     def _flush(self) -> None:
         done = self._link.flush()
+        while done and self._data:
+            self._put(self._data.popleft())
+            done = self._link.flush()
         self._loop.modify(self._fd, select.EPOLLIN | (0 if done else select.EPOLLOUT))
 
     def _beat(self) -> None:
@@ -105,6 +119,7 @@ class NodeLink:
             return
         self.closed = True
         self._timer.cancel()
+        self._data.clear()
         self._loop.unregister(self._fd)
         self._link.close()
 

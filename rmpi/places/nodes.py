@@ -15,9 +15,10 @@ from typing import Any
 from rmpi.errors import UsageError
 from rmpi.places import membership
 from rmpi.places.channel import Channel
-from rmpi.places.handles import Node, Output, connect_on
+from rmpi.places.handles import Node, Output, Route, connect_on
 from rmpi.places.hosts import MAX_PORT, parse_host_list
 from rmpi.places.member import Member
+from rmpi.places.routes import ROUTES
 from rmpi.places.supervisor import policy_of
 from rmpi.places.system import system_of_this_process
 from rmpi.places.system_messages import ANY_NODE, AddNode, Survey
@@ -48,6 +49,7 @@ def create_node(
     output: Output = "forward",
     restart: object = None,
     solo: bool = False,
+    route: Route = "auto",
     environment: Mapping[str, str] | None = None,
     directory: str | Path | None = None,
     rsh_agent: str | None = None,
@@ -65,6 +67,8 @@ def create_node(
             the same with the name of the place in front, ``"capture"`` for `Node.captured`, or ``"discard"``.
         restart: What follows when it is lost, as for places: True or `restart_every`. Its places are started again.
         solo: Nobody else hears of it: `nodes` does not list it, and only this process finds its places.
+        route: Which way data goes to and from its places: ``"direct"`` connections, ``"relay"`` through the nodes and
+            the ssh sessions, or ``"auto"``: direct where that is possible.
         environment: Variables for its places, besides those that travel (``rmpi-run --help``).
         directory: Where its places start; by default the directory we are in.
         rsh_agent: A program to reach the host with, instead of our own ssh.
@@ -79,6 +83,8 @@ def create_node(
         raise UsageError("a node's restart= calls no functions: give True, or restart_every(…) without on_final_fail")
     if output not in OUTPUTS:
         raise UsageError(f"output must be one of {', '.join(OUTPUTS)}, not {output!r}")
+    if route not in ROUTES:
+        raise UsageError(f"route must be one of {', '.join(ROUTES)}, not {route!r}")
     if type(port) is not int or not 0 <= port <= MAX_PORT:
         raise UsageError(f"port must be a number from 0 to {MAX_PORT}, not {port!r}")
     wanted = "" if host in LOCAL_NAMES else str(host)
@@ -96,6 +102,7 @@ def create_node(
             rsh_agent or "",
             solo,
             output,
+            route,
             policy.rule.to_plain(),
             dict(environment or {}),
             str(Path(directory or Path.cwd()).absolute()),

@@ -9,6 +9,7 @@ which endpoints its places were connected to, because only those need to hear of
     a place has ended                       its peers here are told, and the head
     the head speaks to a place              passed on
     the head says that an endpoint is gone  told to those places that know it
+    the head wants two places relayed       done for the one that is here (`relay`)
     somebody comes in by the door           handed to the place, or turned away
 """
 
@@ -19,7 +20,20 @@ from dataclasses import dataclass
 
 from rmpi.errors import WireError
 from rmpi.places.ends import end_of
-from rmpi.places.messages import Connect, Everyone, Exited, FromPlace, Joined, Left, Message, ToPlace, pack, unpack
+from rmpi.places.messages import (
+    Carried,
+    Carry,
+    Connect,
+    Everyone,
+    Exited,
+    FromPlace,
+    Joined,
+    Left,
+    Message,
+    ToPlace,
+    pack,
+    unpack,
+)
 from rmpi.places.router import (
     HEAD,
     Action,
@@ -30,11 +44,13 @@ from rmpi.places.router import (
     NodeSaid,
     PlaceExited,
     PlaceSaid,
+    Pump,
+    Relay,
     Send,
     Tell,
     TurnAway,
 )
-from rmpi.places.system_messages import EndpointGone, Running
+from rmpi.places.system_messages import EndpointGone, RelayTo, Running
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +141,13 @@ class Outpost:
                 return [Tell(endpoint, unpack(packed))] if endpoint in self._labels else []
             case EndpointGone():
                 return self._tell_peers(message)
+            case RelayTo(endpoint, peer) if endpoint in self._labels:
+                self._peers[endpoint].add(peer)
+                return [Relay(endpoint, peer)]
+            case RelayTo(endpoint, peer):  # it has just ended
+                return [Send(HEAD, Carried(peer, endpoint, 0)), Send(HEAD, Carry(endpoint, peer, b""))]
+            case Carry() | Carried():
+                return [Pump(message)]
             case Everyone(packed):
                 return [Tell(endpoint, unpack(packed)) for endpoint in self._labels]
         raise WireError(f"the head may not say {type(message).__name__} to a node of a system")

@@ -6,16 +6,21 @@ and tells everybody, settles who called what, and announces to its owner what th
 
     a place wants a link to a peer   same node: a socketpair, an end to each, once per pair
                                      other node: the place dials that node's door itself
+    it cannot be reached             the peer dials back, or routers relay (`routes` says which, and `relay` how)
     somebody came in by the door     hand the connection to the place it asked for
     a place has ended                to the head, which judges it and tells every place of the job
     a place says what it called      to the head, which compares; a disagreement breaks the communicator
     a place revokes a communicator   to the head, which breaks it for everybody
     a place aborts                   to the head, whose owner ends the job
     a place is blocked               to the head, which asks all once more if all are (`deadlock`)
-    a node is lost                   all its places have failed
+    a node is lost                   all its places have failed, and what was relayed to and from them ends
 
 Two places that want each other at the same moment get one pair on one node, and on two nodes two
 connections, of which each side sends on its own: order within a direction is kept, and nobody has to yield.
+
+Relayed bytes may be overtaken by whatever nodes tell each other, but overtake nothing. So the node that begins a relay
+says `NoWay` before anything of it can be under way, and the other place has its link before it can hear that the first
+one has ended.
 """
 
 from __future__ import annotations
@@ -35,9 +40,12 @@ from rmpi.places.messages import (
     Blocked,
     Broken,
     Called,
+    Carried,
+    Carry,
     Connect,
     Crashed,
     Dial,
+    DialBack,
     Ended,
     Everyone,
     Exited,
@@ -45,20 +53,32 @@ from rmpi.places.messages import (
     Joined,
     Left,
     Message,
+    NoLink,
+    NoWay,
     Returned,
     Revoke,
     StillBlocked,
     ToPlace,
+    Unreachable,
     WhatCalled,
     pack,
     unpack,
 )
+from rmpi.places.routes import Routes, Way
 
 if TYPE_CHECKING:
     from rmpi.places.deadlock import DeadlockBook, Step
 
 HEAD = 0
 """The number of the head's node."""
+
+HOW_ELSE = (
+    "A firewall between the hosts must let one of these ports through; or let their data go through the ssh sessions, "
+    "with --route auto"
+)
+
+Between = DialBack | NoWay | Carry | Carried
+"""What concerns two places of different nodes, and travels by way of the head."""
 
 
 def node_of(endpoint: int) -> int:
@@ -110,7 +130,14 @@ class CameIn:
     destination: int
 
 
-Event = PlaceSaid | PlaceExited | NodeSaid | NodeLost | CameIn
+@dataclass(frozen=True, slots=True)
+class NodeDone:
+    """Another node has no places any more, and is about to end."""
+
+    node: int
+
+
+Event = PlaceSaid | PlaceExited | NodeSaid | NodeLost | NodeDone | CameIn
 
 
 # ----------------------------------------------------------------------------------------- actions
@@ -161,6 +188,21 @@ class Send:
 
     node: int
     message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Relay:
+    """Give a place of this node one end of a socketpair as its link to a peer, and pump the other."""
+
+    endpoint: int
+    peer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pump:
+    """Something came for such a pair: bytes for its place, or leave to send more of what it says."""
+
+    message: Carry | Carried
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,8 +265,16 @@ class Undelivered:
     text: str
 
 
-Announcement = RankEnded | RankCrashed | Disagreement | Aborted | Deadlocked | Undelivered | RankReturned
-Action = Tell | TellAll | Join | HandOver | TurnAway | Send | Announcement
+@dataclass(frozen=True, slots=True)
+class Detour:
+    """For the owner of the job: data of two hosts goes another way than would be best. ``slower`` if that matters."""
+
+    text: str
+    slower: bool
+
+
+Announcement = RankEnded | RankCrashed | Disagreement | Aborted | Deadlocked | Undelivered | RankReturned | Detour
+Action = Tell | TellAll | Join | HandOver | TurnAway | Send | Relay | Pump | Announcement
 
 
 # ------------------------------------------------------------------------------------------ router
@@ -239,6 +289,7 @@ class Book:
     hosts: tuple[str, ...]  # host names by rank
     doors: dict[int, tuple[tuple[str, int], ...]]
     key: bytes
+    route: str = "auto"
     rank_of: dict[int, int] = field(init=False)
     nodes: frozenset[int] = field(init=False)
 
@@ -262,7 +313,12 @@ class Router:
         self._joined: set[int] = set()
         self._left: set[int] = set()
         self._gone: set[int] = set()  # on the head: places that have ended
-        self._pairs: set[frozenset[int]] = set()
+        self._ended: set[int] = set()  # places of this node
+        self._pairs: set[frozenset[int]] = set()  # that are joined, have come in by the door, or cannot connect
+        self._dialling: set[tuple[int, int]] = set()
+        self._routes = Routes(book.route, book.doors)
+        self._relayed: set[tuple[int, int]] = set()  # on the head: pairs of the whole job
+        self._detours: set[str] = set()  # on the head: announced
         self._last_words: dict[int, str] = {}  # on the head: how the traceback of a crash ends
         self._calls = CallBook()
         self.seeks_deadlocks = True
@@ -280,14 +336,19 @@ class Router:
                 return self._place_said(endpoint, message)
             case PlaceExited(endpoint, status):
                 joined, left = endpoint in self._joined, endpoint in self._left
+                self._ended.add(endpoint)
                 return self._to_head(Exited(endpoint, status, joined, left))
             case NodeSaid(node, message):
                 return self._node_said(node, message)
             case NodeLost(node, reason):
-                return self._lost(node, reason)
+                return [*self._lost(node, reason), *self._end_relays(node)]
+            case NodeDone(node):
+                return self._end_relays(node)
             case CameIn(connection, source, destination):
-                known = source in self.book.rank_of and self._is_mine(destination)
-                return [HandOver(connection, destination, source) if known else TurnAway(connection)]
+                if source not in self.book.rank_of or not self._is_mine(destination):
+                    return [TurnAway(connection)]
+                self._pairs.add(frozenset((source, destination)))
+                return [HandOver(connection, destination, source)]
         assert_never(event)
 
     def _is_mine(self, endpoint: int) -> bool:
@@ -305,16 +366,23 @@ class Router:
                 return []
             case Connect(peer):
                 return self._connect(endpoint, peer)
+            case Unreachable(peer, why):
+                self._check_member(endpoint, peer)
+                self._dialling.discard((endpoint, peer))
+                self._routes.bar(self.book.node, node_of(peer), why)
+                return self._reach(endpoint, peer)
             case Called() | Ask() | Crashed() | Revoke() | Abort() | Returned() | Blocked() | Awake():
                 return self._from_place(endpoint, message)
         raise WireError(f"a place may not say {type(message).__name__}")
 
-    def _connect(self, endpoint: int, peer: int) -> list[Action]:
+    def _check_member(self, endpoint: int, peer: int) -> None:
         if peer not in self.book.rank_of:
             raise WireError(f"endpoint {endpoint:#x} asks for {peer:#x}, which is not of this job")
+
+    def _connect(self, endpoint: int, peer: int) -> list[Action]:
+        self._check_member(endpoint, peer)
         if not self._is_mine(peer):
-            doors = self.book.doors.get(node_of(peer), ())
-            return [Tell(endpoint, Dial(peer, doors, self.book.key))]
+            return self._reach(endpoint, peer)
         pair = frozenset((endpoint, peer))
         if pair in self._pairs:
             return []
@@ -339,9 +407,113 @@ class Router:
                 return [TellAll(unpack(packed))]
             case ToPlace(endpoint, packed) if node == HEAD and self._is_mine(endpoint):
                 return [Tell(endpoint, unpack(packed))]
+            case DialBack() | NoWay() | Carry() | Carried() if self._may_say(node, message):
+                return self.pass_on(message)
         raise WireError(f"node {node} may not say {type(message).__name__}")
 
+    # ------------------------------------------------------------------------------ between nodes
+
+    def _reach(self, own: int, peer: int) -> list[Action]:
+        """Bring a link about between a place of this node and one of another."""
+        here, there = self.book.node, node_of(peer)
+        if frozenset((own, peer)) in self._pairs or own in self._ended:
+            return []
+        why, back = self._routes.barred(here, there) or "", self._routes.barred(there, here) or ""
+        match self._routes.way(here, there):
+            case Way.DIAL if (own, peer) in self._dialling:
+                return []
+            case Way.DIAL:
+                self._dialling.add((own, peer))
+                return [Tell(own, Dial(peer, self.book.doors[there], self.book.key, self._routes.patience))]
+            case Way.DIAL_BACK:
+                return self.pass_on(DialBack(own, peer, why))
+            case _:
+                said = NoWay(own, peer, why, back)  # and maybe answered already, if the peer has ended
+                return [*self._no_way(own, peer, said), *self.pass_on(said)]
+
+    def _no_way(self, own: int, peer: int, said: NoWay) -> list[Action]:
+        """What becomes of a pair that cannot connect, at the node of one of them."""
+        pair = frozenset((own, peer))
+        if pair in self._pairs:
+            return []
+        self._pairs.add(pair)
+        if self._routes.relays:
+            return [Relay(own, peer)]
+        return [Tell(own, NoLink(peer, f"{self._in_words(said)}. {HOW_ELSE}"))]
+
+    def pass_on(self, message: Between) -> list[Action]:
+        """Bring what concerns two places of different nodes to the node that it is for, by way of the head."""
+        goal = _goal(message)
+        if self.book.node != HEAD:
+            return self._take(message) if self._is_mine(goal) else [Send(HEAD, message)]
+        news = self._note(message)
+        if self._is_mine(goal):
+            return [*news, *self._take(message)]
+        if isinstance(message, NoWay) and goal in self._gone:
+            return [*news, *self._end_relay(goal, message.source)]
+        return [*news, Send(node_of(goal), message)]
+
+    def _may_say(self, node: int, message: Between) -> bool:
+        """A node speaks for its own places, and only the head passes on what others say."""
+        origin, goal = _origin(message), _goal(message)
+        if origin not in self.book.rank_of or goal not in self.book.rank_of:
+            return False
+        if self.book.node == HEAD:
+            return node_of(origin) == node != node_of(goal)
+        return node == HEAD and self._is_mine(goal) and not self._is_mine(origin)
+
+    def _take(self, message: Between) -> list[Action]:
+        """What concerns a place of this node and one of another."""
+        match message:
+            case DialBack(peer, own, why):
+                self._routes.bar(node_of(peer), self.book.node, why)
+                return self._reach(own, peer)
+            case NoWay(peer, own, why, back):
+                self._routes.bar(node_of(peer), self.book.node, why)
+                self._routes.bar(self.book.node, node_of(peer), back)
+                return self._end_relay(own, peer) if own in self._ended else self._no_way(own, peer, message)
+            case Carry() | Carried():
+                return [Pump(message)]
+
+    def _end_relay(self, ended: int, peer: int) -> list[Action]:
+        """In the name of a place that is not there any more: nothing comes from it, and it takes nothing."""
+        return [*self.pass_on(Carry(ended, peer, b"")), *self.pass_on(Carried(peer, ended, 0))]
+
+    def _hosts_of(self, message: Between) -> tuple[str, str]:
+        return self.book.host_of(message.source), self.book.host_of(message.destination)
+
+    def _in_words(self, said: NoWay) -> str:
+        here, there = self._hosts_of(said)
+        return f"{here} cannot connect to {there} ({said.why}), nor {there} to {here} ({said.back})"
+
     # ------------------------------------------------------------------------------ the head
+
+    def _note(self, message: Between) -> list[Action]:
+        """Remember which pairs are relayed, and announce it, once for all places of two hosts."""
+        match message:
+            case DialBack(why=why):
+                here, there = self._hosts_of(message)
+                text, slower = f"{here} cannot connect to {there} ({why}): {there} is asked to connect to {here}", False
+            case NoWay(source, destination, why) if self._routes.relays:
+                self._relayed.add((min(source, destination), max(source, destination)))
+                what = self._in_words(message) if why else " and ".join(self._hosts_of(message))
+                text, slower = f"{what}: their data goes through the ssh sessions, which is slower", bool(why)
+            case _:
+                return []
+        if text in self._detours:
+            return []
+        self._detours.add(text)
+        return [Detour(text, slower)]
+
+    def _end_relays(self, node: int) -> list[Action]:
+        """That node passes nothing on any more."""
+        ends: list[Action] = []
+        for pair in sorted(self._relayed):
+            for ended, peer in (pair, pair[::-1]):
+                if node_of(ended) == node != node_of(peer):
+                    ends += self._end_relay(ended, peer)
+                    self._relayed.discard(pair)
+        return ends
 
     def _head_hears(self, endpoint: int, message: Message) -> list[Action]:
         if endpoint not in self.book.rank_of:
@@ -435,6 +607,16 @@ class Router:
         if self._is_mine(endpoint):
             return [Tell(endpoint, message)]
         return [Send(node_of(endpoint), ToPlace(endpoint, pack(message)))]
+
+
+def _goal(message: Between) -> int:
+    """The place whose node it is for."""
+    return message.source if isinstance(message, Carried) else message.destination
+
+
+def _origin(message: Between) -> int:
+    """The place whose node says it."""
+    return message.destination if isinstance(message, Carried) else message.source
 
 
 def _last_words(text: str) -> str:

@@ -52,6 +52,8 @@ from rmpi.places.loop import Loop, Timer
 from rmpi.places.member import Member
 from rmpi.places.messages import (
     SERIAL_BITS,
+    Carried,
+    Carry,
     Consumed,
     Exited,
     FromPlace,
@@ -254,7 +256,7 @@ class System:
                 pass
             case Gone():
                 self._lost(node, "it has ended")
-            case Exited() | FromPlace() | Running():
+            case Exited() | FromPlace() | Running() | Carry() | Carried():
                 try:
                     self._decide(Heard(node, message))
                 except WireError as error:

@@ -1,12 +1,13 @@
 """Control messages of a system: what its places, its nodes and its head tell each other. [pure]
 
 They are packed and checked like those of a job (`rmpi.places.messages`), of which a system also uses some:
-`Connect`, `Crashed`, `Joined`, `Left`, `LinkTo`, `Dial`, `Exited`, `FromPlace`, `ToPlace`, `Output`, `Stop`, `Gone`.
+`Connect`, `Crashed`, `Joined`, `Left`, `LinkTo`, `Dial`, `NoLink`, `Unreachable`, `Carry`, `Carried`, `Exited`,
+`FromPlace`, `ToPlace`, `Output`, `Stop`, `Gone`.
 
     place → head        Find  Spawn  AddNode  EndNode  Survey  Kill  Follow  Started  NotStarted  Record
     head → place        Enrolled  Answer  Declined  PlaceAt  PlaceDown  PlaceGone  PlaceShown  EndpointGone
     place host ⇄ head   RunThread  StopThread  ThreadEnded
-    head → node         Serve  Start  EndpointGone
+    head → node         Serve  Start  EndpointGone  RelayTo
     node → head         Serving  Running
 
 What has a ``number`` is a request: its place numbers them, and gets an `Answer` or is `Declined`. Optional things are
@@ -24,7 +25,7 @@ ANY_NODE = -1
 # ------------------------------------------------------------------------------------ place → head
 
 
-@register(80)
+@register(128)
 class Find(Message):
     """Which place bears this name on that node, or any? Answered like `Spawn`; it is followed from then on."""
 
@@ -33,7 +34,7 @@ class Find(Message):
     name: str
 
 
-@register(81)
+@register(129)
 class Spawn(Message):
     """Start a place on a node. Answered with ``(place, node, label)`` when it runs.
 
@@ -55,7 +56,7 @@ class Spawn(Message):
     level: int
 
 
-@register(82)
+@register(130)
 class AddNode(Message):
     """Start a node. Answered with ``(node, label)`` when it serves.
 
@@ -71,13 +72,14 @@ class AddNode(Message):
     agent: str
     solo: bool
     output: str
+    route: str
     rule: Plain
     environment: dict[str, str]
     directory: str
     seconds: float
 
 
-@register(83)
+@register(131)
 class EndNode(Message):
     """End a node and all its places; ``graceful`` asks them first. Answered when nothing of it is left."""
 
@@ -87,7 +89,7 @@ class EndNode(Message):
     seconds: float
 
 
-@register(84)
+@register(132)
 class Survey(Message):
     """Answered with a list of dictionaries: of the nodes there are, or of one node and its places."""
 
@@ -95,7 +97,7 @@ class Survey(Message):
     node: int
 
 
-@register(85)
+@register(133)
 class Kill(Message):
     """Send a signal to a place, which is not restarted if it ends of it. Answered with nothing, at once."""
 
@@ -104,21 +106,21 @@ class Kill(Message):
     signal: int
 
 
-@register(86)
+@register(134)
 class Follow(Message):
     """Say where that place is, now and at every change."""
 
     place: int
 
 
-@register(87)
+@register(135)
 class Started(Message):
     """The call of this place has begun; for a thread's, its number, else 0."""
 
     place: int
 
 
-@register(88)
+@register(136)
 class NotStarted(Message):
     """The call of this place cannot begin: what was raised, and its traceback."""
 
@@ -127,7 +129,7 @@ class NotStarted(Message):
     text: str
 
 
-@register(89)
+@register(137)
 class Record(Message):
     """A record of the standard library's logging, for that of the head."""
 
@@ -140,7 +142,7 @@ class Record(Message):
 # ------------------------------------------------------------------------------------ head → place
 
 
-@register(96)
+@register(144)
 class Enrolled(Message):
     """What a place needs to know of itself, and the call that it is to make.
 
@@ -161,7 +163,7 @@ class Enrolled(Message):
     parcel: bytes
 
 
-@register(97)
+@register(145)
 class Answer(Message):
     """The answer to a request: packed by msgpack, it depends on the request."""
 
@@ -169,7 +171,7 @@ class Answer(Message):
     packed: bytes
 
 
-@register(98)
+@register(146)
 class Declined(Message):
     """A request that cannot be granted. ``error`` is the name of an exception of ours."""
 
@@ -178,7 +180,7 @@ class Declined(Message):
     text: str
 
 
-@register(99)
+@register(147)
 class PlaceAt(Message):
     """A place that is followed runs, behind this endpoint; it was restarted so many times before."""
 
@@ -189,7 +191,7 @@ class PlaceAt(Message):
     restarts: int
 
 
-@register(100)
+@register(148)
 class PlaceDown(Message):
     """A place that is followed has ended, and will be restarted."""
 
@@ -198,7 +200,7 @@ class PlaceDown(Message):
     status: int
 
 
-@register(101)
+@register(149)
 class PlaceGone(Message):
     """A place that is followed has ended for good; ``then`` is what its owner should call, as in `Policy`."""
 
@@ -209,14 +211,14 @@ class PlaceGone(Message):
     then: str
 
 
-@register(102)
+@register(150)
 class PlaceShown(Message):
     """All that a place wrote, which has ended for good, was shown."""
 
     place: int
 
 
-@register(103)
+@register(151)
 class EndpointGone(Message):
     """Nothing will come from that endpoint any more; ``failed`` if it did not say so itself."""
 
@@ -229,7 +231,7 @@ class EndpointGone(Message):
 # ------------------------------------------------------------------------------ place host ⇄ head
 
 
-@register(104)
+@register(152)
 class RunThread(Message):
     """Run a place as a thread of yours."""
 
@@ -240,14 +242,14 @@ class RunThread(Message):
     parcel: bytes
 
 
-@register(105)
+@register(153)
 class StopThread(Message):
     """Close the mailbox of that place: it ends when it next looks there."""
 
     place: int
 
 
-@register(106)
+@register(154)
 class ThreadEnded(Message):
     """The call of that place has returned (status 0), or raised."""
 
@@ -259,7 +261,7 @@ class ThreadEnded(Message):
 # -------------------------------------------------------------------------------------- head ⇄ node
 
 
-@register(112)
+@register(160)
 class Serve(Message):
     """Be a node of this system. Answered by `Serving` or `Refused`."""
 
@@ -272,7 +274,7 @@ class Serve(Message):
     directory: str
 
 
-@register(113)
+@register(161)
 class Serving(Message):
     """This node is ready, and its door is at that port; 0 if it has none."""
 
@@ -282,7 +284,7 @@ class Serving(Message):
     memory: int
 
 
-@register(114)
+@register(162)
 class Start(Message):
     """Start a place. ``enrolled`` is packed, and for the place; ``kind``, ``target`` and ``argv`` are as for `Fork`."""
 
@@ -295,9 +297,17 @@ class Start(Message):
     enrolled: bytes
 
 
-@register(116)
+@register(164)
 class Running(Message):
     """A place runs as process ``pid``."""
 
     endpoint: int
     pid: int
+
+
+@register(165)
+class RelayTo(Message):
+    """Relay between a place of yours and a peer on another node, by `Carry` and `Carried`, which the head passes on."""
+
+    endpoint: int
+    peer: int

@@ -19,7 +19,7 @@ from rmpi.errors import LaunchError
 from rmpi.places.control import Control, control_pair
 from rmpi.places.ignition import Ignition, make_room
 from rmpi.places.loop import Loop
-from rmpi.places.messages import NO_RANK, Fork, FromPlace, Message, SignalPlace, Up, pack, unpack
+from rmpi.places.messages import NO_RANK, Carried, Carry, Fork, FromPlace, Message, SignalPlace, Up, pack, unpack
 from rmpi.places.node import Node, NodePlace, Outside, memory_of_machine
 from rmpi.places.outpost import Outpost, PlaceStarts
 from rmpi.places.processes import become_subreaper, kill_descendants, kill_groups
@@ -49,7 +49,6 @@ class SystemNode(Node):
         self._starting: list[Start] = []  # until the spawner is up
         self._spawner_is_up = False
         self._adopted: set[int] = set()
-        self._stopping = False
 
     # ------------------------------------------------------------------------------- beginning
 
@@ -151,6 +150,9 @@ class SystemNode(Node):
         self._connections[sock.fileno()] = sock
         self.step(CameIn(sock.fileno(), source, destination))
 
+    def _pumped(self, message: Carry | Carried) -> None:
+        self._outside.send(HEAD, message)
+
     def signal_place(self, order: SignalPlace) -> None:
         """Send a signal to a place and what it started."""
         if self._spawner is not None:
@@ -172,11 +174,6 @@ class SystemNode(Node):
 
     def _settled(self, place: NodePlace) -> None:
         del self._places[place.endpoint]
-
-    def stop(self) -> None:
-        """End every place and everything they started. `Outside.gone` follows."""
-        self._stopping = True
-        super().stop()
 
     def _spawner_ended(self, expected: bool) -> None:
         """Without a spawner, all that it had started is gone; another one is started with the next place."""

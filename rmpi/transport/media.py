@@ -49,17 +49,20 @@ def why_no_extension() -> str | None:
     return None
 
 
-def link_over(sock: socket.socket, ident: int, peer: int, sink: Sink, neighbours: int) -> StreamLink:
+def link_over(
+    sock: socket.socket, ident: int, peer: int, sink: Sink, neighbours: int, *, relayed: bool = False
+) -> StreamLink:
     """The best link that a connected socket from the router can become.
 
     Args:
         neighbours: Ranks on this machine, with whom memory for rings is shared.
+        relayed: The other end is not the peer's: routers read and write it.
 
     Raises:
         OSError: There is no memory for it; the socket is closed.
     """
-    if sock.family != socket.AF_UNIX or why_no_shm() is not None:
-        return StreamLink(peer, sock, sink, socket_lane(sock, ident, peer))
+    if relayed or sock.family != socket.AF_UNIX or why_no_shm() is not None:
+        return StreamLink(peer, sock, sink, socket_lane(sock, ident, peer), "relay" if relayed else None)
     from rmpi.transport.shm import ShmLink
 
     try:

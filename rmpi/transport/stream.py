@@ -1,4 +1,4 @@
-"""Links over a stream socket: unix within a machine, TCP between machines.
+"""Links over a stream socket: unix within a machine, TCP between machines, or unix to a router that relays.
 
 Small frames are written at once; what the kernel does not take is copied and waits. Large payloads leave
 as DATA frames of `CHUNK` bytes, one at a time and only when nothing else waits, so a header or a grant
@@ -45,11 +45,13 @@ _SIOCOUTQ = termios.TIOCOUTQ  # tcp(7): bytes in the send queue not yet acknowle
 class StreamLink(Link):
     """A link over a connected stream socket, which it owns from now on."""
 
-    def __init__(self, peer: int, sock: socket.socket, sink: Sink, lane: Lane | None = None) -> None:
-        """Use a connected socket, if there is a lane only by that."""
+    def __init__(
+        self, peer: int, sock: socket.socket, sink: Sink, lane: Lane | None = None, medium: str | None = None
+    ) -> None:
+        """Use a connected socket, if there is a lane only by that. It says itself what it is, unless it is relayed."""
         super().__init__(peer)
         self.lane = lane
-        self.medium = "unix" if sock.family == socket.AF_UNIX else "tcp"
+        self.medium = medium or ("unix" if sock.family == socket.AF_UNIX else "tcp")
         sock.setblocking(False)
         if self.medium == "tcp":
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -230,7 +232,7 @@ class StreamLink(Link):
             return True
         if self._pending or self._streams:
             return False
-        return self.medium == "unix" or self.closed or self._unacknowledged() == 0
+        return self.medium != "tcp" or self.closed or self._unacknowledged() == 0
 
     def _unacknowledged(self) -> int:
         try:

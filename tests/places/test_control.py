@@ -104,10 +104,10 @@ def test_descriptors_travel_with_their_message(pair, pipe):
     read, write = pipe
     one, two = pair
     one.send(Joined())
-    one.send(LinkTo(1), [write])
+    one.send(LinkTo(1, False), [write])
     one.send(Left())
     [(first, none), (second, [arrived]), (third, no_more)] = two.receive()
-    assert (first, second, third) == (Joined(), LinkTo(1), Left())
+    assert (first, second, third) == (Joined(), LinkTo(1, False), Left())
     assert none == no_more == []
     os.write(arrived, b"through the copy")
     os.close(arrived)
@@ -117,7 +117,7 @@ def test_descriptors_travel_with_their_message(pair, pipe):
 
 def test_as_many_descriptors_as_are_allowed(pair, pipe):
     one, two = pair
-    one.send(LinkTo(1), [pipe[0]] * FDS)
+    one.send(LinkTo(1, False), [pipe[0]] * FDS)
     [(_, fds)] = two.receive()
     assert len(fds) == FDS
     for fd in fds:
@@ -126,7 +126,7 @@ def test_as_many_descriptors_as_are_allowed(pair, pipe):
 
 def test_programs_started_here_inherit_none_of_them(pair, pipe):
     one, two = pair
-    one.send(LinkTo(1), pipe)
+    one.send(LinkTo(1, False), pipe)
     [(_, fds)] = two.receive()
     assert [os.get_inheritable(fd) for fd in fds] == [False, False]
     for fd in fds:
@@ -141,13 +141,13 @@ def test_what_the_peer_does_not_take_waits(pair, pipe):
     one, two = pair
     count = fill(one)
     again = os.dup(pipe[1])
-    assert not one.send(LinkTo(7), [again])
+    assert not one.send(LinkTo(7, False), [again])
     os.close(again)
     got = []
     while not one.flush():
         got += two.receive()
     got += two.receive()
-    assert [message for message, _ in got] == [*map(Connect, range(1, count + 1)), LinkTo(7)]
+    assert [message for message, _ in got] == [*map(Connect, range(1, count + 1)), LinkTo(7, False)]
     [fd] = got[-1][1]
     assert os.fstat(fd).st_ino == os.fstat(pipe[1]).st_ino
     os.close(fd)
@@ -206,7 +206,7 @@ def test_shut_lets_the_other_direction_live(pair):
 def test_sending_to_a_peer_that_is_gone_is_no_error(pair, pipe):
     one, two = pair
     two.close()
-    assert one.send(LinkTo(1), [pipe[0]])
+    assert one.send(LinkTo(1, False), [pipe[0]])
     assert one.flush()
     assert heard(one) == []
     assert one.closed
@@ -235,7 +235,7 @@ def test_what_the_peer_said_before_it_was_gone_is_heard_even_if_it_has_not_read_
 def test_what_waits_is_dropped_with_its_descriptors_when_the_peer_is_gone(pair, pipe):
     one, two = pair
     fill(one)
-    one.send(LinkTo(1), pipe)
+    one.send(LinkTo(1, False), pipe)
     two.close()
     assert one.flush()
 
@@ -243,7 +243,7 @@ def test_what_waits_is_dropped_with_its_descriptors_when_the_peer_is_gone(pair, 
 def test_close_drops_what_waits_with_its_descriptors(pair, pipe):
     one, _ = pair
     fill(one)
-    one.send(LinkTo(1), pipe)
+    one.send(LinkTo(1, False), pipe)
     one.close()
     one.close()
     assert one.flush()
@@ -256,7 +256,7 @@ def test_close_drops_what_waits_with_its_descriptors(pair, pipe):
 def test_nonsense_is_a_wireerror_and_leaves_no_descriptor(raw, pipe):
     """Neither its own, nor those of what came before it in the same breath."""
     receiver, far = raw
-    socket.send_fds(far, [pack(LinkTo(1))], [pipe[0]])
+    socket.send_fds(far, [pack(LinkTo(1, False))], [pipe[0]])
     socket.send_fds(far, [b"nonsense"], pipe)
     with pytest.raises(WireError, match="not a control message"):
         receiver.receive()

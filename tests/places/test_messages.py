@@ -18,6 +18,7 @@ STRATEGIES = {
     int: st.integers(-(1 << 63), (1 << 64) - 1),
     str: TEXT,
     bytes: st.binary(max_size=20),
+    float: st.floats(allow_nan=False),
     bool: st.booleans(),
 }
 
@@ -151,9 +152,9 @@ def test_what_is_not_a_message(data):
         repack(WELCOME, 0, 5, (), 1, False, 1),
         repack(WELCOME, 0, ("5",), ("here",), 1, False, 1),
         repack(WELCOME, 0, (5,), (b"here",), 1, False, 1),
-        repack(DIAL, 5, (("here", 80, 1),), b""),
-        repack(DIAL, 5, (("here", "80"),), b""),
-        repack(DIAL, 5, ("ab",), b""),
+        repack(DIAL, 5, (("here", 80, 1),), b"", 2.0),
+        repack(DIAL, 5, (("here", "80"),), b"", 2.0),
+        repack(DIAL, 5, ("ab",), b"", 2.0),
         repack(FORK, 1, 0, "script", "x.py", (), {"A": 1}, "/"),
         repack(FORK, 1, 0, "script", "x.py", (), {1: "A"}, "/"),
         repack(FORK, 1, 0, "script", "x.py", (), (), "/"),
@@ -165,5 +166,5 @@ def test_wrong_types_are_refused_all_the_way_down(data):
 
 
 def test_the_right_types_are_taken():
-    assert unpack(repack(DIAL, 5, (("here", 80),), b"k")) == Dial(5, (("here", 80),), b"k")
+    assert unpack(repack(DIAL, 5, (("here", 80),), b"k", 2.0)) == Dial(5, (("here", 80),), b"k", 2.0)
     assert unpack(pack(Called(1 << 63, 2, (1 << 64) - 1, "bcast", True))).context == 1 << 63

@@ -30,7 +30,9 @@ from rmpi.places.messages import (
     Joined,
     Left,
     LinkTo,
+    NoLink,
     StillBlocked,
+    Unreachable,
     Welcome,
     WhatCalled,
 )
@@ -173,7 +175,7 @@ def test_the_first_message_asks_for_a_link_and_goes_over_it(stage, other):
     send(started.endpoint, B, "second")
     assert stage.hears() == Connect(B)
     near, far = socket.socketpair()
-    stage.says(LinkTo(B), [near.fileno()])
+    stage.says(LinkTo(B, False), [near.fileno()])
     near.close()
     peer = other(B)
     peer.add_link(StreamLink(A, far, peer))
@@ -186,7 +188,7 @@ def test_the_first_message_asks_for_a_link_and_goes_over_it(stage, other):
 def test_a_link_that_the_other_asked_for_is_used_both_ways(stage, other):
     started = stage.start()
     near, far = socket.socketpair()
-    stage.says(LinkTo(B), [near.fileno()])
+    stage.says(LinkTo(B, False), [near.fileno()])
     near.close()
     peer = other(B)
     peer.add_link(StreamLink(A, far, peer))
@@ -199,7 +201,7 @@ def test_a_link_that_the_other_asked_for_is_used_both_ways(stage, other):
 def test_a_link_that_finds_no_room_for_its_descriptor(stage):
     """The kernel delivers the message without it (unix(7)): an error that says why, and no crash."""
     started = stage.start()
-    stage.says(LinkTo(B))
+    stage.says(LinkTo(B, False))
     with pytest.raises(PeerLost, match=r"cannot reach rank 1 on here: too many open files here \(ulimit -n\)"):
         receive(started, B)
 
@@ -247,7 +249,7 @@ def test_a_place_of_another_node_is_dialled(stage, other):
     started = stage.start()
     peer = other(C)
     with closing(Remote(peer, "welcome to n2")) as remote:
-        stage.says(Dial(C, (remote.address,), KEY))
+        stage.says(Dial(C, (remote.address,), KEY, 5.0))
         assert remote.open() == (A, C)
         assert receive(started, C) == "welcome to n2"
         send(started.endpoint, C, "thanks")
@@ -262,28 +264,58 @@ def test_progress_goes_on_while_it_dials(stage, other):
     peer = other(B)
     peer.add_link(StreamLink(A, far, peer))
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        stage.says(Dial(C, (silent.getsockname(),), KEY))
-        stage.says(LinkTo(B), [near.fileno()])
+        stage.says(Dial(C, (silent.getsockname(),), KEY, 5.0))
+        stage.says(LinkTo(B, False), [near.fileno()])
         near.close()
         send(peer, A, "still here")
         assert receive(started, B) == "still here"
         visitor, _ = silent.accept()
         silent.close()  # a connection that is reset is tried again; now there is no door any more
         visitor.close()
-        with pytest.raises(PeerLost, match="cannot reach rank 2 on n2"):
-            receive(started, C)
+        assert hears_soon(stage).peer == C
 
 
-def test_a_door_that_is_shut_fails_what_needs_it(stage):
+@pytest.fixture
+def shut():
+    """An address where nobody listens."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-        started = stage.start()
-        send(started.endpoint, C, "lost")
-        assert stage.hears() == Connect(C)
-        stage.says(Dial(C, (("127.0.0.1", port),), KEY))
-        with pytest.raises(PeerLost, match=f"cannot reach rank 2 on n2: 127.0.0.1 port {port}: .*refused"):
-            receive(started, C)
+        yield sock.getsockname()
+
+
+def test_the_router_is_told_of_a_door_that_is_shut_and_brings_a_socket_that_is_relayed(stage, other, shut):
+    started = stage.start()
+    send(started.endpoint, C, "by another way")
+    assert stage.hears() == Connect(C)
+    stage.says(Dial(C, (shut,), KEY, 5.0))
+    assert hears_soon(stage) == Unreachable(C, f"127.0.0.1 port {shut[1]}: Connection refused")
+    near, far = socket.socketpair()
+    stage.says(LinkTo(C, True), [near.fileno()])
+    near.close()
+    peer = other(C)
+    peer.add_link(StreamLink(A, far, peer))
+    assert peer.receive(CONTEXT, A, TAG).take() == "by another way"
+    assert started.endpoint.media()[C] == "relay"
+
+
+def test_where_no_link_can_be_made_what_needs_it_fails(stage):
+    started = stage.start()
+    send(started.endpoint, C, "lost")
+    stage.says(NoLink(C, "there is a firewall"))
+    with pytest.raises(PeerLost, match="cannot reach rank 2 on n2: there is a firewall"):
+        receive(started, C)
+
+
+def test_a_relayed_socket_is_no_shared_memory(stage, other, monkeypatch):
+    monkeypatch.setattr("rmpi.transport.media.why_no_shm", lambda: None)
+    started = stage.start()
+    near, far = socket.socketpair()
+    stage.says(LinkTo(C, True), [near.fileno()])
+    near.close()
+    peer = other(C)
+    peer.add_link(StreamLink(A, far, peer))
+    send(peer, A, "from afar")
+    assert receive(started, C) == "from afar"
 
 
 # -- ends ---------------------------------------------------------------------------------------------------
@@ -307,7 +339,7 @@ def test_a_peer_that_ended_well_is_gone_but_not_failed(stage):
 def test_what_a_peer_had_sent_is_delivered_before_its_end(stage, other):
     started = stage.start()
     near, far = socket.socketpair()
-    stage.says(LinkTo(B), [near.fileno()])
+    stage.says(LinkTo(B, False), [near.fileno()])
     near.close()
     peer = other(B)
     peer.add_link(StreamLink(A, far, peer))
@@ -356,6 +388,7 @@ def hears_soon(stage):
             return stage.hears()
         except IndexError:
             assert not deadline.passed()
+            stage.place.endpoint.progress()
 
 
 def test_a_place_that_waits_says_so_and_confirms_it(stage):
@@ -442,7 +475,7 @@ def test_leaving_says_what_was_called_last(stage):
 def test_everything_sent_is_out_and_the_peer_knows_that_nothing_follows(stage, other):
     started = stage.start()
     near, far = socket.socketpair()
-    stage.says(LinkTo(B), [near.fileno()])
+    stage.says(LinkTo(B, False), [near.fileno()])
     near.close()
     peer = other(B)
     peer.add_link(StreamLink(A, far, peer))

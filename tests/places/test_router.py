@@ -20,9 +20,12 @@ from rmpi.places.messages import (
     Blocked,
     Broken,
     Called,
+    Carried,
+    Carry,
     Connect,
     Crashed,
     Dial,
+    DialBack,
     Ended,
     Everyone,
     Exited,
@@ -30,12 +33,15 @@ from rmpi.places.messages import (
     Joined,
     Left,
     LinkTo,
+    NoLink,
+    NoWay,
     Ping,
     Returned,
     Revoke,
     StillBlocked,
     Stop,
     ToPlace,
+    Unreachable,
     Up,
     Welcome,
     WhatCalled,
@@ -48,15 +54,19 @@ from rmpi.places.router import (
     Book,
     CameIn,
     Deadlocked,
+    Detour,
     HandOver,
     Join,
+    NodeDone,
     NodeLost,
     NodeSaid,
     PlaceExited,
     PlaceSaid,
+    Pump,
     RankCrashed,
     RankEnded,
     RankReturned,
+    Relay,
     Router,
     Send,
     Tell,
@@ -76,8 +86,11 @@ DOORS = {0: (("10.0.0.1", 4000),), 1: (("10.0.0.2", 4001), ("fe80::2", 4001)), 2
 CONTEXT = 1 << 63
 
 
-def router(node):
-    return Router(Book(node, MEMBERS, ("head", "head", "one", "one", "two"), DOORS, KEY))
+HOSTS = ("head", "head", "one", "one", "two")
+
+
+def router(node, route="auto", doors=DOORS):
+    return Router(Book(node, MEMBERS, HOSTS, doors, KEY, route))
 
 
 class Job:
@@ -86,8 +99,8 @@ class Job:
     `told` is what each place was told; `done` is what else was decided, with the node that decided it.
     """
 
-    def __init__(self):
-        self.routers = {node: router(node) for node in (0, 1, 2)}
+    def __init__(self, route="auto", doors=DOORS):
+        self.routers = {node: router(node, route, doors) for node in (0, 1, 2)}
         self.told = {member: [] for member in MEMBERS}
         self.done = []
 
@@ -137,15 +150,9 @@ def test_places_of_a_node_that_is_not_the_head_are_joined_there():
 
 
 def test_a_place_dials_the_door_of_another_node_itself():
-    assert router(HEAD).step(PlaceSaid(A, Connect(C))) == [Tell(A, Dial(C, DOORS[1], KEY))]
-    assert router(1).step(PlaceSaid(C, Connect(A))) == [Tell(C, Dial(A, DOORS[0], KEY))]
-    assert router(2).step(PlaceSaid(E, Connect(D))) == [Tell(E, Dial(D, DOORS[1], KEY))]
-
-
-def test_without_a_door_the_place_is_told_so():
-    """It gets no address to dial, and says that the node has no door."""
-    lonely = Router(Book(HEAD, MEMBERS, ("h",) * 5, {}, KEY))
-    assert lonely.step(PlaceSaid(A, Connect(C))) == [Tell(A, Dial(C, (), KEY))]
+    assert router(HEAD).step(PlaceSaid(A, Connect(C))) == [Tell(A, Dial(C, DOORS[1], KEY, 2.0))]
+    assert router(1).step(PlaceSaid(C, Connect(A))) == [Tell(C, Dial(A, DOORS[0], KEY, 2.0))]
+    assert router(2).step(PlaceSaid(E, Connect(D))) == [Tell(E, Dial(D, DOORS[1], KEY, 2.0))]
 
 
 def test_who_comes_in_by_the_door_is_led_to_the_place():
@@ -159,6 +166,204 @@ def test_who_comes_in_by_the_door_is_led_to_the_place():
 )
 def test_who_asks_for_somebody_else_is_turned_away(source, destination):
     assert router(1).step(CameIn(12, source, destination)) == [TurnAway(12)]
+
+
+# -- ways around what cannot be reached ---------------------------------------------------------------------
+
+
+def dial(peer, patience=2.0):
+    return Dial(peer, DOORS[node_of(peer)], KEY, patience)
+
+
+def test_who_cannot_dial_is_dialled_by_the_other():
+    job = Job()
+    job.says(C, Connect(E))
+    job.says(C, Unreachable(E, "timed out"))
+    assert (job.told[C], job.told[E]) == ([dial(E)], [dial(C)])
+    assert job.done == [(HEAD, Detour("one cannot connect to two (timed out): two is asked to connect to one", False))]
+
+
+def test_what_crosses_when_neither_can_dial_and_both_are_relayed():
+    """Each step at the router where it is taken, from the first wish to the two sockets."""
+    one, head, two = router(1), router(HEAD), router(2)
+    assert one.step(PlaceSaid(C, Connect(E))) == [Tell(C, dial(E))]
+    back = DialBack(C, E, "refused")
+    assert one.step(PlaceSaid(C, Unreachable(E, "refused"))) == [Send(HEAD, back)]
+    assert head.step(NodeSaid(1, back))[-1] == Send(2, back)
+    assert two.step(NodeSaid(HEAD, back)) == [Tell(E, dial(C))]
+    no_way = NoWay(E, C, "timed out", "refused")
+    assert two.step(PlaceSaid(E, Unreachable(C, "timed out"))) == [Relay(E, C), Send(HEAD, no_way)]
+    [news, passed_on] = head.step(NodeSaid(2, no_way))
+    assert news == Detour(
+        "two cannot connect to one (timed out), nor one to two (refused): their data goes through the ssh sessions, "
+        "which is slower",
+        True,
+    )
+    assert passed_on == Send(1, no_way)
+    assert one.step(NodeSaid(HEAD, no_way)) == [Relay(C, E)]
+
+
+def relayed(job):
+    """The pairs that are relayed, each with the node that pumps for the first of the two."""
+    return [(node, action.endpoint, action.peer) for node, action in job.done if isinstance(action, Relay)]
+
+
+def test_what_one_pair_has_found_out_holds_for_all_places_of_the_two_nodes():
+    job = Job()
+    job.says(C, Connect(E))
+    job.says(C, Unreachable(E, "x"))
+    job.says(E, Unreachable(C, "x"))
+    job.says(E, Connect(D))
+    assert job.told[E] == [dial(C)]
+    assert relayed(job) == [(2, E, C), (1, C, E), (2, E, D), (1, D, E)]
+    job.says(C, Connect(A))
+    assert job.told[C][-1] == dial(A)  # other nodes are another matter
+
+
+def test_a_direction_that_is_known_to_be_barred_is_not_tried_again():
+    job = Job()
+    job.says(C, Connect(E))
+    job.says(C, Unreachable(E, "x"))
+    job.says(D, Connect(E))
+    assert (job.told[D], job.told[E]) == ([], [dial(C), dial(D)])
+    assert len(job.done) == 1  # and it is said once
+
+
+def test_both_dial_at_the_same_moment_in_vain():
+    """No dial is begun twice, and one relay comes of it."""
+    job = Job()
+    job.says(C, Connect(E))
+    job.says(E, Connect(C))
+    job.says(C, Unreachable(E, "x"))
+    assert job.told[E] == [dial(C)]
+    job.says(E, Unreachable(C, "x"))
+    assert (job.told[C], job.told[E]) == ([dial(E)], [dial(C)])
+    assert sorted(relayed(job)) == [(1, C, E), (2, E, C)]
+
+
+def test_both_begin_to_relay_at_the_same_moment():
+    """Messages that cross: each has its socket once."""
+    one, two = router(1, "relay"), router(2, "relay")
+    assert one.step(PlaceSaid(C, Connect(E))) == [Relay(C, E), Send(HEAD, NoWay(C, E, "", ""))]
+    assert two.step(PlaceSaid(E, Connect(C))) == [Relay(E, C), Send(HEAD, NoWay(E, C, "", ""))]
+    assert one.step(NodeSaid(HEAD, NoWay(E, C, "", ""))) == []
+    assert two.step(NodeSaid(HEAD, NoWay(C, E, "", ""))) == []
+
+
+def test_a_pair_that_has_a_link_keeps_it():
+    """The other one came in by the door while our place was dialling in vain."""
+    one = router(1)
+    one.step(PlaceSaid(C, Connect(E)))
+    one.step(CameIn(12, E, C))
+    assert one.step(PlaceSaid(C, Unreachable(E, "x"))) == []
+    assert one.step(NodeSaid(HEAD, DialBack(E, C, "x"))) == []
+
+
+@pytest.mark.parametrize(("pair", "nodes"), [((A, C), (0, 1)), ((C, B), (1, 0)), ((C, E), (1, 2))])
+def test_where_everything_is_relayed_nobody_dials(pair, nodes):
+    job = Job("relay")
+    one, other = pair
+    job.says(one, Connect(other))
+    assert job.told[one] == job.told[other] == []
+    assert sorted(relayed(job)) == sorted([(nodes[0], one, other), (nodes[1], other, one)])
+    hosts = [HOSTS[MEMBERS.index(member)] for member in pair]
+    text = f"{hosts[0]} and {hosts[1]}: their data goes through the ssh sessions, which is slower"
+    assert (HEAD, Detour(text, False)) in job.done  # no surprise to whoever asked for it
+
+
+def test_where_nothing_may_be_relayed_both_are_told_how_else_it_could_be_done():
+    job = Job("direct")
+    job.says(C, Connect(E))
+    job.says(C, Unreachable(E, "refused"))
+    job.says(E, Unreachable(C, "timed out"))
+    why = (
+        "two cannot connect to one (timed out), nor one to two (refused). A firewall between the hosts must let one "
+        "of these ports through; or let their data go through the ssh sessions, with --route auto"
+    )
+    assert job.told[C] == [dial(E, 10.0), NoLink(E, why)]
+    assert job.told[E] == [dial(C, 10.0), NoLink(C, why)]
+    assert relayed(job) == []
+
+
+@pytest.mark.parametrize("doors", [{}, {1: DOORS[1]}, {2: DOORS[2]}])
+def test_nobody_dials_a_node_without_a_door(doors):
+    job = Job(doors=doors)
+    job.says(C, Connect(E))
+    dialled = {C: [dial(E)] if 2 in doors else [], E: [dial(C)] if 1 in doors else []}
+    assert {C: job.told[C], E: job.told[E]} == dialled
+    assert len(relayed(job)) == (0 if doors else 2)
+
+
+def test_what_is_relayed_goes_by_way_of_the_head():
+    one, head, two = router(1), router(HEAD), router(2)
+    carry, carried = Carry(C, E, b"data"), Carried(C, E, 4)
+    assert one.pass_on(carry) == [Send(HEAD, carry)]
+    assert head.step(NodeSaid(1, carry)) == [Send(2, carry)]
+    assert two.step(NodeSaid(HEAD, carry)) == [Pump(carry)]
+    assert two.pass_on(carried) == [Send(HEAD, carried)]
+    assert head.step(NodeSaid(2, carried)) == [Send(1, carried)]
+    assert one.step(NodeSaid(HEAD, carried)) == [Pump(carried)]
+
+
+def test_the_head_pumps_for_its_own_places():
+    head = router(HEAD)
+    assert head.pass_on(Carry(A, E, b"out")) == [Send(2, Carry(A, E, b"out"))]
+    assert head.step(NodeSaid(2, Carry(E, A, b"in"))) == [Pump(Carry(E, A, b"in"))]
+    assert head.step(NodeSaid(2, Carried(A, E, 3))) == [Pump(Carried(A, E, 3))]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [Carry(A, E, b"x"), Carry(C, D, b"x"), Carry(C, STRANGER, b"x"), Carried(C, E, 1), NoWay(E, C, "", "")],
+    ids=["of another node", "within the node", "for nobody", "taken by somebody else", "another node's"],
+)
+def test_a_node_relays_for_its_own_places_alone(message):
+    with pytest.raises(WireError, match="node 1 may not say"):
+        router(HEAD).step(NodeSaid(1, message))
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [(2, Carry(E, C, b"x")), (HEAD, Carry(C, E, b"x")), (HEAD, Carry(D, C, b"x")), (HEAD, Carry(STRANGER, C, b"x"))],
+)
+def test_only_the_head_passes_on_and_only_what_is_for_us(node, message):
+    with pytest.raises(WireError, match="may not say Carry"):
+        router(1).step(NodeSaid(node, message))
+
+
+def ends(ended, peer):
+    """What a node hears of a relay whose other place is not there."""
+    return [Carry(ended, peer, b""), Carried(peer, ended, 0)]
+
+
+def test_a_relay_to_a_place_that_has_ended_ends_at_once():
+    """Whether the news of its end is still on its way to the head, or is known there."""
+    head, two = router(HEAD, "relay"), router(2, "relay")
+    [exited] = two.step(PlaceExited(E, 0))
+    assert two.step(NodeSaid(HEAD, NoWay(C, E, "", ""))) == [Send(HEAD, message) for message in ends(E, C)]
+    head.step(NodeSaid(2, exited.message))
+    assert head.step(NodeSaid(1, NoWay(C, E, "", "")))[1:] == [Send(1, message) for message in ends(E, C)]
+    [relay, _, *answer] = head.step(PlaceSaid(A, Connect(E)))
+    assert (relay, answer) == (Relay(A, E), [*map(Pump, ends(E, A))])
+
+
+def test_a_place_that_has_ended_dials_nobody():
+    one = router(1)
+    one.step(PlaceExited(C, 0))
+    assert one.step(NodeSaid(HEAD, DialBack(E, C, "x"))) == []
+
+
+@pytest.mark.parametrize("event", [NodeDone(1), NodeLost(1, "gone")])
+def test_when_a_node_is_no_more_so_are_its_relays(event):
+    """Also those whose places had ended well before; what is relayed between others goes on."""
+    job = Job("relay")
+    for one, other in ((C, E), (A, D), (A, E)):
+        job.says(one, Connect(other))
+    job.exits(C, 0)
+    actions = job.routers[HEAD].step(event)
+    relays = [a for a in actions if isinstance(a, (Send, Pump)) and isinstance(a.message, (Carry, Carried))]
+    assert relays == [*map(Pump, ends(D, A)), *(Send(2, message) for message in ends(C, E))]
+    assert not any(isinstance(a, Send) and isinstance(a.message, Carry) for a in job.routers[HEAD].step(event))
 
 
 # -- ends ---------------------------------------------------------------------------------------------------
@@ -408,16 +613,17 @@ def test_nobody_is_asked_who_is_not_of_the_job():
 
 @pytest.mark.parametrize("node", [HEAD, 1])
 @pytest.mark.parametrize(
-    "message", [Welcome(0, (), (), 1, False, 1), LinkTo(B), Stop(), Ping(), Up(), Exited(A, 0, True, True)]
+    "message", [Welcome(0, (), (), 1, False, 1), LinkTo(B, False), Stop(), Ping(), Up(), Exited(A, 0, True, True)]
 )
 def test_a_place_says_what_it_may_not(node, message):
     with pytest.raises(WireError, match=f"a place may not say {type(message).__name__}"):
         router(node).step(PlaceSaid(A if node == HEAD else C, message))
 
 
-def test_a_place_asks_for_a_link_out_of_the_job():
+@pytest.mark.parametrize("wish", [Connect(STRANGER), Unreachable(STRANGER, "it is not there")])
+def test_a_place_asks_for_a_link_out_of_the_job(wish):
     with pytest.raises(WireError, match="not of this job"):
-        router(HEAD).step(PlaceSaid(A, Connect(STRANGER)))
+        router(HEAD).step(PlaceSaid(A, wish))
 
 
 @pytest.mark.parametrize(
@@ -466,10 +672,17 @@ from_places = st.one_of(
     st.builds(Joined),
     st.builds(Left),
     st.builds(Connect, endpoints),
+    st.builds(Unreachable, endpoints, st.just("x")),
     st.builds(Called, st.just(CONTEXT), st.integers(0, 2), st.integers(0, 1), st.just("x"), st.booleans()),
     st.builds(Ask, endpoints, st.just(CONTEXT), st.integers(0, 2)),
     st.builds(Crashed, st.just("E"), st.just("text"), st.booleans()),
     st.just(Stop()),
+)
+between = st.one_of(
+    st.builds(DialBack, endpoints, endpoints, st.just("x")),
+    st.builds(NoWay, endpoints, endpoints, st.just("x"), st.just("y")),
+    st.builds(Carry, endpoints, endpoints, st.sampled_from([b"", b"x"])),
+    st.builds(Carried, endpoints, endpoints, st.sampled_from([0, 1])),
 )
 events = st.one_of(
     st.builds(PlaceSaid, st.sampled_from([A, B]), from_places),
@@ -478,7 +691,9 @@ events = st.one_of(
     st.builds(
         NodeSaid, st.sampled_from([1, 2]), st.builds(Exited, endpoints, st.just(0), st.booleans(), st.booleans())
     ),
+    st.builds(NodeSaid, st.sampled_from([1, 2]), between),
     st.builds(NodeLost, st.sampled_from([0, 1, 2]), st.just("gone")),
+    st.builds(NodeDone, st.sampled_from([1, 2])),
     st.builds(CameIn, st.integers(10, 12), endpoints, endpoints),
 )
 
@@ -503,5 +718,7 @@ def test_the_same_events_have_the_same_answers(script):
     joined = [frozenset((action.first, action.second)) for action in actions if isinstance(action, Join)]
     verdicts = [action for action in actions if isinstance(action, TellAll) and isinstance(action.message, Broken)]
     assert len(ended) == len(set(ended))
+    relays = [(action.endpoint, action.peer) for action in actions if isinstance(action, Relay)]
     assert len(joined) == len(set(joined))
+    assert len(relays) == len(set(relays))
     assert len(verdicts) <= 1
