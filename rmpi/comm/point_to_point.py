@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from threading import current_thread, get_ident, main_thread
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,18 +24,15 @@ from rmpi.deadline import Deadline
 from rmpi.errors import DeadlineExceeded, UsageError
 from rmpi.transport.base import Transfer
 from rmpi.transport.callsite import call_site
+from rmpi.transport.handover import Handover, give_up_send, is_long, shields_needed
 from rmpi.transport.interrupts import SHIELD
 from rmpi.transport.matching import ANY, Arrival, Receive
 from rmpi.transport.operation import Operation
 from rmpi.transport.shortcut import NOTHING, NoShortcut, Shortcut
-from rmpi.wire.codec import Array, encode_parts, encode_value
-from rmpi.wire.frames import EAGER_LIMIT
+from rmpi.wire.codec import Array
 
 T = TypeVar("T")
 Begun = TypeVar("Begun", bound=Operation)
-
-LONG_ENOUGH = 0.01
-"""Seconds; a time-out from which on a millisecond more does not matter."""
 
 
 class PointToPoint:
@@ -60,7 +56,11 @@ class PointToPoint:
         self.rank = self._rank_of[self._endpoint.ident]
         self.size = len(members)
         self._short: Shortcut = self._endpoint.open_context(context, members, collective=False)
-        self._shields = int(current_thread() is main_thread())  # where handlers run, if that is also who receives
+        rank_of = self._rank_of
+        self._handover = Handover(
+            self._endpoint, context, self._short, self._members.__getitem__, lambda member: f"rank {rank_of[member]}"
+        )
+        self._shields = shields_needed()  # if this thread is also the one that receives
 
     def _close(self) -> None:
         """Forget the context of messages."""
@@ -98,7 +98,7 @@ class PointToPoint:
                 self._short.given = None
                 return
         except BaseException as error:
-            self._give_up_send(value, error)
+            give_up_send(self._endpoint, self._short, value, error)
             if isinstance(error, DeadlineExceeded):
                 raise _named(error, "send to", dest, tag) from None
             raise
@@ -108,16 +108,6 @@ class PointToPoint:
             self._endpoint.send(destination, self._context, tag, value, deadline=Deadline.after(timeout))
         except DeadlineExceeded as error:
             raise _named(error, "send to", dest, tag) from None
-
-    def _give_up_send(self, value: object, error: BaseException) -> None:
-        """The short cut raised: what has begun goes on without us; if the value cannot be pickled, that is said."""
-        short = self._short
-        begun = short.given
-        if short.thread == get_ident() and isinstance(begun, Transfer):
-            short.given = None
-            self._endpoint.abandon((begun,))
-        elif isinstance(error, Exception):
-            encode_value(value)
 
     def recv(
         self,
@@ -146,7 +136,7 @@ class PointToPoint:
         Neither is a message lost when a signal handler raises out of this call: it is the next in line again.
         """
         short = self._short
-        if timeout is None or _is_long(timeout):
+        if timeout is None or is_long(timeout):
             try:
                 value = short.recv(source, tag, out)
                 if type(value) is Receive:
@@ -159,7 +149,7 @@ class PointToPoint:
                     return value
             except BaseException as error:
                 SHIELD.depth += self._shields  # a plain store, as above: no second handler may run before all is back
-                self._give_back(out, error)
+                self._handover.give_back(out, error)
                 if isinstance(error, DeadlineExceeded):
                     raise _named(error, "recv from", source, tag) from None
                 raise
@@ -235,64 +225,21 @@ class PointToPoint:
 
     def _finish(self, receive: Receive, deadline: Deadline, status: Status | None) -> Any:
         """Wait for a message that has begun to come."""
-        shielded = SHIELD.enter()
-        try:
-            self._endpoint.wait((receive,), deadline)
-            return self._take(receive, status)
-        finally:
-            if shielded:
-                SHIELD.leave()
-
-    def _give_back(self, out: Array | None, error: BaseException) -> None:
-        """What came by the short cut, and never got to who asked for it, is the next in line again.
-
-        Raises:
-            Exception: It cannot be unpickled, and is gone. That was the ``error`` then, not a signal handler's.
-        """
-        short = self._short
-        try:
-            value, landed = short.given, short.landed
-            if short.thread != get_ident():
-                return
-            short.given = None
-            if isinstance(value, Operation):
-                self._endpoint.abandon((value,))
-            elif landed or value is not NOTHING:
-                encoded = encode_parts(value) if type(value) is list else encode_value(out if landed else value)
-                member, tag = self._members[short.source], short.tag
-                self._endpoint.put_back(self._context, member, tag, 0, encoded, eager=short.length <= EAGER_LIMIT)
-                if type(value) is list and isinstance(error, Exception):
-                    self._try_again(member, tag)
-        finally:
-            if self._shields:
-                SHIELD.leave()
-
-    def _try_again(self, member: int, tag: int) -> None:
-        """Unpickle the next message once more, with handlers deferred. If that succeeds, put it back."""
-        shielded = SHIELD.enter()
-        try:
-            receive = self._endpoint.receive(self._context, member, tag, deadline=Deadline.after(0))
-            self._take(receive, None)
-            self._endpoint.abandon((receive,))
-        except DeadlineExceeded:  # another thread was waiting for it
-            pass
-        finally:
-            if shielded:
-                SHIELD.leave()
+        value = self._handover.finish(receive, deadline)
+        self._fill(status, receive)
+        return value
 
     def _take(self, receive: Receive, status: Status | None) -> Any:
+        self._fill(status, receive)
+        return self._handover.take(receive)
+
+    def _fill(self, status: Status | None, receive: Receive) -> None:
+        """What is to be known of a message besides its value."""
         arrival = receive.arrival
-        assert arrival is not None
-        if status is not None:
+        if status is not None and arrival is not None:
             status.source = self._rank_of[arrival.source]
             status.tag = arrival.tag
             status.nbytes = arrival.length
-        try:
-            return receive.take()
-        except Exception as error:
-            receive.arrival = None  # it would fail again and again
-            error.add_note(f"while unpickling a message from rank {self._rank_of[arrival.source]}")
-            raise
 
     # -------------------------------------------------------------------------------- nonblocking
 
@@ -410,11 +357,6 @@ class PointToPoint:
 
 def _none(_transfer: Transfer | None = None) -> None:
     """The result of a send."""
-
-
-def _is_long(timeout: object) -> bool:
-    """Whether that much time allows for the short cut, which does not look at the clock."""
-    return type(timeout) in (int, float) and timeout >= LONG_ENOUGH  # type: ignore[operator]
 
 
 def _named(error: DeadlineExceeded, doing: str, rank: int, tag: int) -> DeadlineExceeded:
