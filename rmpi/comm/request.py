@@ -13,21 +13,17 @@ In asyncio a request is awaited. The loop then watches the one epoll in which al
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import suppress
-from functools import partial
 from threading import RLock
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from rmpi.deadline import Deadline
 from rmpi.errors import DeadlineExceeded, Deadlock, UsageError
 from rmpi.transport.endpoint import Endpoint
+from rmpi.transport.eventloop import ended
 from rmpi.transport.interrupts import SHIELD
 from rmpi.transport.matching import Receive
 from rmpi.transport.operation import Operation
 from rmpi.transport.peers import fresh
-
-if TYPE_CHECKING:
-    import asyncio
 
 T = TypeVar("T")
 
@@ -127,7 +123,7 @@ class Request(Generic[T]):
 
     def __await__(self) -> Generator[Any, None, T]:
         if not self.test():
-            yield from _ended(self._endpoint, self._operation).__await__()
+            yield from ended(self._endpoint, self._operation).__await__()
         return self._outcome()
 
     def __repr__(self) -> str:
@@ -146,52 +142,6 @@ def _again(error: BaseException) -> BaseException:
     twin = fresh(error)
     twin.__cause__ = error.__cause__
     return twin.with_traceback(error.__traceback__)
-
-
-async def _ended(endpoint: Endpoint, operation: Operation) -> None:
-    """Sleep in the running loop until the operation has ended."""
-    from asyncio import get_running_loop  # whoever awaits has it
-
-    loop = get_running_loop()
-    future = loop.create_future()
-    watcher = partial(_wake, loop, future)
-    neglect = partial(endpoint.neglect, loop, operation, watcher)
-    alarm: asyncio.TimerHandle | None = None
-    if operation.patience is not None:
-        alarm = loop.call_later(operation.patience[0].left(), operation.lose_patience)
-    try:
-        endpoint.attend(loop, operation, watcher)
-        await future
-    except GeneratorExit:  # nobody will go on here; we may be the garbage collector's, in any thread
-        _in_loop(loop, neglect)
-        raise
-    except BaseException:
-        neglect()
-        raise
-    else:
-        neglect()
-    finally:
-        if alarm is not None:
-            alarm.cancel()
-
-
-def _in_loop(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
-    """Call it in the loop's thread; at once if the loop is closed, because nothing else of it runs any more."""
-    try:
-        loop.call_soon_threadsafe(function)
-    except RuntimeError:
-        function()
-
-
-def _wake(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
-    """From any thread; in a loop that was closed meanwhile nobody waits any more."""
-    with suppress(RuntimeError):
-        loop.call_soon_threadsafe(_resolve, future)
-
-
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 def _timed_out(requests: Sequence[Request[Any]], timeout: float | None) -> DeadlineExceeded:

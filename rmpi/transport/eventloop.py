@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rmpi.transport.crank import Crank
+from rmpi.transport.operation import Operation
 
 if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop
+    from asyncio import AbstractEventLoop, Future, TimerHandle
+
+    from rmpi.transport.endpoint import Endpoint
 
 
 class EventLoops:
@@ -46,3 +51,49 @@ class EventLoops:
             if not loop.is_closed():
                 loop.remove_reader(fd)
             os.close(fd)
+
+
+async def ended(endpoint: Endpoint, operation: Operation) -> None:
+    """Sleep in the running loop until the operation has ended."""
+    from asyncio import get_running_loop  # whoever awaits has it
+
+    loop = get_running_loop()
+    future = loop.create_future()
+    watcher = partial(_wake, loop, future)
+    neglect = partial(endpoint.neglect, loop, operation, watcher)
+    alarm: TimerHandle | None = None
+    if operation.patience is not None:
+        alarm = loop.call_later(operation.patience[0].left(), operation.lose_patience)
+    try:
+        endpoint.attend(loop, operation, watcher)
+        await future
+    except GeneratorExit:  # nobody will go on here; we may be the garbage collector's, in any thread
+        _in_loop(loop, neglect)
+        raise
+    except BaseException:
+        neglect()
+        raise
+    else:
+        neglect()
+    finally:
+        if alarm is not None:
+            alarm.cancel()
+
+
+def _in_loop(loop: AbstractEventLoop, function: Callable[[], None]) -> None:
+    """Call it in the loop's thread; at once if the loop is closed, because nothing else of it runs any more."""
+    try:
+        loop.call_soon_threadsafe(function)
+    except RuntimeError:
+        function()
+
+
+def _wake(loop: AbstractEventLoop, future: Future[None]) -> None:
+    """From any thread; in a loop that was closed meanwhile nobody waits any more."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(_resolve, future)
+
+
+def _resolve(future: Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
