@@ -6,7 +6,7 @@ Without a compiler the install succeeds all the same, and ranks of one machine t
 
 from setuptools import Extension, setup
 
-PARTS = ("_ring", "lane", "flight", "values", "waiting", "adopting", "sending", "receiving", "port")
+PARTS = ("_ring", "lane", "flight", "values", "waiting", "adopting", "sending", "receiving", "hub", "port")
 HEADERS = ("ring", "lane", "flight", "port")
 
 setup(

@@ -4,7 +4,7 @@
        lane.c      two rings and a bell: what `shm.py` reads and writes like a socket
        flight.c    a large message, while both sides are there
        port.c      ports, which send a whole small message in one call, and let large ones fly, with values.c,
-                   waiting.c, sending.c, receiving.c and adopting.c
+                   waiting.c, sending.c, receiving.c and adopting.c; and what they share, the hub.c
 
    `_ring.pyi` says what each call does. All of it is written in the limited API, so that one build serves every Python
    from 3.11 on. What a frame is, who matches it and what credit is, the Python modules say, and nothing here changes
@@ -47,9 +47,10 @@ PyMODINIT_FUNC PyInit__ring(void)
     PyObject *module = errors == NULL ? NULL : PyModule_Create(&definition);
     WireError = module == NULL ? NULL : PyObject_GetAttrString(errors, "WireError");
     Py_XDECREF(errors);
-    if (WireError == NULL || lane_ready() || port_ready() || flight_ready() ||
-        PyModule_AddObjectRef(module, "Lane", LaneType) || PyModule_AddObjectRef(module, "Port", PortType) ||
-        PyModule_AddObjectRef(module, "Flight", FlightType) || add_constants(module)) {
+    if (WireError == NULL || lane_ready() || hub_ready() || port_ready() || flight_ready() ||
+        PyModule_AddObjectRef(module, "Lane", LaneType) || PyModule_AddObjectRef(module, "Hub", HubType) ||
+        PyModule_AddObjectRef(module, "Port", PortType) || PyModule_AddObjectRef(module, "Flight", FlightType) ||
+        add_constants(module)) {
         Py_XDECREF(module);
         return NULL;
     }

@@ -70,24 +70,11 @@ class Lane:
     def close(self) -> None:
         """Never touch the memory again. It is unmapped with the object."""
 
-class Port:
-    """The short cut of small messages in one context; what it does not do, it leaves untouched."""
-
-    source: int  # rank, tag and payload bytes of what was received last
-    tag: int
-    length: int
-    landed: bool  # it is in the caller's array
-    given: (
-        Any  # a value, a list of a pickle's parts, or an operation that the caller may not have got; assign to forget
-    )
-    thread: int  # that made it, and alone receives by it
+class Hub:
+    """What all ports of an endpoint share; among it the lanes to all peers, which open ports use."""
 
     def __new__(
         cls,
-        context: int,
-        members: tuple[int, ...],
-        arrivals: dict[Any, Any],
-        receives: dict[Any, Any],
         broken: dict[Any, Any],
         locked: Callable[[], bool],
         acquire: Callable[[bool], bool],
@@ -103,9 +90,40 @@ class Port:
         nothing: object,
         spin: float,
         yields: bool,
+    ) -> Hub: ...
+    def add(self, lane: Lane, /) -> None:
+        """Use this lane for messages to and from its peer, in place of any other."""
+
+    def remove(self, lane: Lane, /) -> None: ...
+
+class Port:
+    """The short cut of small messages in one context; what it does not do, it leaves untouched.
+
+    Without ``members`` it is open: ranks are the numbers of endpoints, and its lanes those of the hub.
+    """
+
+    source: int  # rank, tag and payload bytes of what was received last
+    tag: int
+    length: int
+    landed: bool  # it is in the caller's array
+    given: (
+        Any  # a value, a list of a pickle's parts, or an operation that the caller may not have got; assign to forget
+    )
+    thread: int  # that made it, and alone receives by it; of an open one: that does so at the moment, 0 if none has
+
+    def __new__(
+        cls,
+        hub: Hub,
+        context: int,
+        members: tuple[int, ...] | None,
+        arrivals: dict[Any, Any] | None,  # None: nothing is received by it
+        receives: dict[Any, Any] | None,
     ) -> Port: ...
     def attach(self, lane: Lane, /) -> None:
-        """Use this lane for the rank at its other end."""
+        """Use this lane for the rank at its other end, if that is one of the members."""
+
+    def detach(self, lane: Lane, /) -> None:
+        """Use it no more."""
 
     def send(self, value: object, rank: int, tag: int, fingerprint: int = 0, /) -> Any:
         """Send it now and whole (True), or not at all (False); or a `Transfer` that has begun.

@@ -35,7 +35,7 @@ static PyObject *adopt(Port *port, Lane *lane, PyObject *callable, PyObject *arg
 
 PyObject *adopt_out(Port *port, const struct flight *out, int64_t tag, uint64_t fingerprint, PyObject *value)
 {
-    return adopt(port, out->lane, port->adopt_send,
+    return adopt(port, out->lane, port->hub->adopt_send,
                  Py_BuildValue("OKLKOKiKK", out->lane, out->context, (long long)tag, fingerprint, value, out->message,
                                (int)out->stage, out->offset, out->left));
 }
@@ -66,5 +66,5 @@ PyObject *adopt_in(Port *port, const struct flight *in, const Header *header, co
                              begun, in->offset, in->frame, in->left);
     }
     Py_XDECREF(begun);
-    return adopt(port, in->lane, port->adopt_receive, args);
+    return adopt(port, in->lane, port->hub->adopt_receive, args);
 }

@@ -164,7 +164,7 @@ class Endpoint:
         """
         with self._exclusively():
             self._routed[context] += 1
-            return self._shortcuts.open_route(context, peer)
+            return self._shortcuts.open_route(context)
 
     def close_route(self, context: int, peer: int, short: Shortcut) -> None:
         """Send there no more; what was sent still arrives."""

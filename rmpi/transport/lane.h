@@ -84,7 +84,7 @@ typedef struct {
 } Lane;
 
 extern PyObject *WireError;
-extern PyObject *LaneType, *PortType, *FlightType;
+extern PyObject *LaneType, *HubType, *PortType, *FlightType;
 
 /* Some memory of somebody else's. */
 typedef struct {
@@ -93,6 +93,7 @@ typedef struct {
 } Piece;
 
 int lane_ready(void);   /* make the types */
+int hub_ready(void);
 int port_ready(void);
 int flight_ready(void);
 

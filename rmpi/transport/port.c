@@ -23,12 +23,14 @@
    first line: then it is called again, and the exception raised afterwards.
 
    Threads. Any may send by a port; only the one that made it receives by it, or has large messages fly. So what was
-   received last is that thread's, and only it has to know.
+   received last is that thread's, and only it has to know. An *open* port belongs to whichever thread comes, as soon as
+   the last one has said that it has what it was given.
+
+   Open ports are those of boxes, which anybody may send to, and of routes there: a rank is the number of an endpoint
+   then, and the lanes are those that the endpoint has at the moment (`hub.c`).
 
    Waiting. `recv` spins for a bounded time, shorter when that did not pay lately, and gives the processor away
    when ranks outnumber cores. It holds the GIL meanwhile, so where there are other threads it hardly waits at all. */
-
-#include "port.h"
 
 #include "port.h"
 
@@ -99,27 +101,36 @@ static void forget(Port *port)
     Py_CLEAR(port->given);
 }
 
-static PyObject *Port_recv(Port *port, PyObject *const *args, Py_ssize_t count)
+/* The value, or NULL, perhaps without an exception. */
+static PyObject *next_value(Port *port, PyObject *const *args, Py_ssize_t count)
 {
     Wanted wanted;
-    if (count < 3) {
-        return PyErr_Format(PyExc_TypeError, "recv(rank, tag, out, fingerprint=0)");
-    }
-    if (!is_ours(port)) {
-        return Py_NewRef(port->nothing);
-    }
     forget(port);
     if (!plain_number(args[0], &wanted.from.rank) || !plain_number(args[1], &wanted.from.tag) ||
         wanted.from.rank < -1 || wanted.from.tag < -1 || !plain_fingerprint(args, count, 3, &wanted.from.fingerprint)) {
-        return Py_NewRef(port->nothing);
+        return NULL;
     }
-    enum verdict fits = prepare_out(port, args[2], &wanted);
-    if (fits != YES) {
-        return fits == FAILED ? NULL : Py_NewRef(port->nothing);
+    if (prepare_out(port, args[2], &wanted) != YES) {
+        return NULL;
     }
     PyObject *value = undisturbed(port) && is_next(port, &wanted.from) ? receive(port, &wanted) : NULL;
     release_out(&wanted);
-    return value != NULL || PyErr_Occurred() ? value : Py_NewRef(port->nothing);
+    return value;
+}
+
+static PyObject *Port_recv(Port *port, PyObject *const *args, Py_ssize_t count)
+{
+    if (count < 3) {
+        return PyErr_Format(PyExc_TypeError, "recv(rank, tag, out, fingerprint=0)");
+    }
+    if (port->arrivals == NULL || !is_ours(port)) {
+        return Py_NewRef(port->hub->nothing);
+    }
+    char before = port->busy;
+    port->busy = 1; /* Python code may run in here, and let other threads in */
+    PyObject *value = next_value(port, args, count);
+    port->busy = before;
+    return value != NULL || PyErr_Occurred() ? value : Py_NewRef(port->hub->nothing);
 }
 
 /* ------------------------------------------------------------------------------------------------ both at once */
@@ -185,7 +196,7 @@ static enum verdict exchange_large(Port *port, Lane *to, Lane *from, PyObject *o
 static PyObject *pair_of(const Port *port, PyObject *sent, PyObject *got)
 {
     if (got == NULL && !PyErr_Occurred()) {
-        got = Py_NewRef(port->nothing);
+        got = Py_NewRef(port->hub->nothing);
     }
     if (sent == NULL || got == NULL) {
         Py_XDECREF(sent);
@@ -200,7 +211,7 @@ static PyObject *exchange(Port *port, Lane *to, PyObject *object, Encoded *value
     PyObject *sent = NULL, *got = NULL;
     Lane *from = lane_to(port, wanted->from.rank);
     bool next = undisturbed(port) && is_next(port, &wanted->from);
-    if (value->length > EAGER_LIMIT && next && from != NULL && is_open(from) && port->most_spin) {
+    if (value->length > EAGER_LIMIT && next && from != NULL && is_open(from) && port->hub->most_spin) {
         enum verdict verdict = exchange_large(port, to, from, object, value, wanted, &sent, &got);
         if (verdict != YES || got != NULL) {
             return verdict == NO ? pair_of(port, Py_NewRef(Py_False), NULL) : pair_of(port, sent, got);
@@ -224,7 +235,7 @@ static PyObject *Port_exchange(Port *port, PyObject *const *args, Py_ssize_t cou
         return PyErr_Format(PyExc_TypeError, "exchange(value, to, source, tag, out, fingerprint)");
     }
     Lane *lane = lane_to(port, rank);
-    if (!is_ours(port) || lane == NULL || !lane->quick) {
+    if (port->open || !is_ours(port) || lane == NULL || !lane->quick) {
         return pair_of(port, Py_NewRef(Py_False), NULL);
     }
     forget(port);
@@ -249,18 +260,24 @@ static PyObject *Port_exchange(Port *port, PyObject *const *args, Py_ssize_t cou
 
 /* ------------------------------------------------------------------------------------------------------ object */
 
-static PyObject *Port_attach(Port *port, PyObject *args)
+static PyObject *Port_attach(Port *port, PyObject *lane)
 {
-    Lane *lane;
-    if (!PyArg_ParseTuple(args, "O!", (PyTypeObject *)LaneType, &lane)) {
-        return NULL;
+    if (!Py_IS_TYPE(lane, (PyTypeObject *)LaneType)) {
+        return PyErr_Format(PyExc_TypeError, "a lane");
     }
     for (Py_ssize_t rank = 0; rank < port->size; rank++) {
-        if (port->members[rank] == lane->peer) {
-            Lane *old = port->lanes[rank];
-            Py_INCREF((PyObject *)lane);
-            port->lanes[rank] = lane;
-            Py_XDECREF((PyObject *)old);
+        if (port->members[rank] == ((Lane *)lane)->peer) {
+            replace((PyObject **)&port->lanes[rank], Py_NewRef(lane));
+        }
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *Port_detach(Port *port, PyObject *lane)
+{
+    for (Py_ssize_t rank = 0; rank < port->size; rank++) {
+        if ((PyObject *)port->lanes[rank] == lane) {
+            replace((PyObject **)&port->lanes[rank], NULL);
         }
     }
     Py_RETURN_NONE;
@@ -269,7 +286,7 @@ static PyObject *Port_attach(Port *port, PyObject *args)
 /* A value that was received, a list of a pickle's parts, or an operation; to a caller who may not have got it. */
 static PyObject *Port_get_given(Port *port, void *Py_UNUSED(closure))
 {
-    return Py_NewRef(port->given != NULL ? port->given : port->nothing);
+    return Py_NewRef(port->given != NULL ? port->given : port->hub->nothing);
 }
 
 /* Whatever is assigned, the caller has what it was given. An assignment, because no handler can run after it and
@@ -289,10 +306,7 @@ static void Port_dealloc(Port *port)
     }
     PyMem_Free(port->lanes);
     PyMem_Free(port->members);
-    for (int i = 0; i < DESCRIBED; i++) {
-        Py_XDECREF(port->described[i].dtype);
-        Py_XDECREF(port->described[i].metadata);
-    }
+    Py_XDECREF((PyObject *)port->hub);
     Py_XDECREF(port->keep);
     Py_XDECREF(port->given);
     freefunc free_object = (freefunc)PyType_GetSlot(type, Py_tp_free);
@@ -302,6 +316,7 @@ static void Port_dealloc(Port *port)
 
 static int Port_traverse(Port *port, visitproc visit, void *arg)
 {
+    Py_VISIT((PyObject *)port->hub);
     Py_VISIT(port->keep);
     Py_VISIT(port->given);
     Py_VISIT((PyObject *)Py_TYPE((PyObject *)port));
@@ -316,6 +331,7 @@ static int Port_clear(Port *port)
 
 static int set_members(Port *port, PyObject *members)
 {
+    port->member_objects = members;
     port->size = PyTuple_Size(members);
     port->lanes = PyMem_Calloc((size_t)port->size + 1, sizeof(Lane *));
     port->members = PyMem_Calloc((size_t)port->size + 1, sizeof(uint64_t));
@@ -329,22 +345,24 @@ static int set_members(Port *port, PyObject *members)
     return PyErr_Occurred() ? -1 : 0;
 }
 
-#define REFERENCES 16
+/* A table of this context's, or NULL for None. */
+static int set_table(PyObject **table, PyObject *given)
+{
+    if (given != Py_None && !PyDict_Check(given)) {
+        PyErr_SetString(PyExc_TypeError, "arrivals and receives are tables");
+        return -1;
+    }
+    *table = given == Py_None ? NULL : given;
+    return 0;
+}
 
 static PyObject *Port_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"context",   "members", "arrivals", "receives", "broken",
-                            "locked",    "acquire", "release", "threads",  "array_type", "describe",
-                            "new_array", "dumps",   "loads",   "adopt_send", "adopt_receive", "nothing",
-                            "spin",      "yields",  NULL};
+    static char *names[] = {"hub", "context", "members", "arrivals", "receives", NULL};
     unsigned long long context;
-    double seconds;
-    int yields;
-    PyObject *o[REFERENCES];
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "KO!O!O!O!OOOOOOOOOOOOdp", names, &context, &PyTuple_Type,
-                                     &o[0], &PyDict_Type, &o[1], &PyDict_Type, &o[2], &PyDict_Type, &o[3], &o[4], &o[5],
-                                     &o[6], &o[7], &o[8], &o[9], &o[10], &o[11], &o[12], &o[13], &o[14], &o[15],
-                                     &seconds, &yields)) {
+    PyObject *hub, *members, *arrivals, *receives;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!KOOO", names, (PyTypeObject *)HubType, &hub, &context, &members,
+                                     &arrivals, &receives)) {
         return NULL;
     }
     allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
@@ -352,20 +370,14 @@ static PyObject *Port_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (port == NULL) {
         return NULL;
     }
-    PyObject **fields[REFERENCES] = {&port->member_objects, &port->arrivals,  &port->receives,   &port->broken,
-                                     &port->locked,         &port->acquire,   &port->release,    &port->threads,
-                                     &port->array_type,     &port->describe,  &port->new_array,  &port->dumps,
-                                     &port->loads,          &port->adopt_send, &port->adopt_receive, &port->nothing};
-    port->keep = PyTuple_New(REFERENCES);
-    for (int i = 0; port->keep != NULL && i < REFERENCES; i++) {
-        PyTuple_SetItem(port->keep, i, Py_NewRef(o[i]));
-        *fields[i] = o[i];
-    }
+    port->hub = (Hub *)Py_NewRef(hub);
+    port->keep = PyTuple_Pack(3, members, arrivals, receives);
     port->context = context;
-    port->thread = PyThread_get_thread_ident();
-    port->most_spin = port->spin = (long long)(seconds * 1e9);
-    port->yields = (char)yields;
-    if (port->keep == NULL || set_members(port, o[0])) {
+    port->open = members == Py_None;
+    port->thread = port->open ? 0 : PyThread_get_thread_ident();
+    port->spin = port->hub->most_spin;
+    if (port->keep == NULL || set_table(&port->arrivals, arrivals) || set_table(&port->receives, receives) ||
+        (!port->open && set_members(port, members))) {
         Py_DECREF((PyObject *)port);
         return NULL;
     }
@@ -377,7 +389,8 @@ static PyMethodDef port_methods[] = {
     {"post", (PyCFunction)(void (*)(void))Port_post, METH_FASTCALL, NULL},
     {"recv", (PyCFunction)(void (*)(void))Port_recv, METH_FASTCALL, NULL},
     {"exchange", (PyCFunction)(void (*)(void))Port_exchange, METH_FASTCALL, NULL},
-    {"attach", (PyCFunction)Port_attach, METH_VARARGS, NULL},
+    {"attach", (PyCFunction)Port_attach, METH_O, NULL},
+    {"detach", (PyCFunction)Port_detach, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -23,25 +23,38 @@ typedef struct {
     Py_ssize_t shape[MOST_DIMENSIONS];
 } Described;
 
+/* What all ports of an endpoint share. */
 typedef struct {
     PyObject_HEAD
+    PyObject *keep;                       /* holds all of these: */
+    PyObject *broken;                     /* the endpoint's contexts that are */
+    PyObject *locked, *acquire, *release; /* its lock */
+    PyObject *threads;                    /* how many other threads there are */
+    PyObject *array_type, *describe, *new_array, *dumps, *loads;
+    PyObject *adopt_send, *adopt_receive; /* of the endpoint: go on with a flight that has stopped */
+    PyObject *nothing;                    /* in place of a value: there is none */
+    Described described[DESCRIBED];
+    long long most_spin; /* nanoseconds */
+    char yields;
+    Lane **lanes; /* to all peers, in the order of their numbers; held */
+    Py_ssize_t count, room;
+} Hub;
+
+typedef struct {
+    PyObject_HEAD
+    Hub *hub; /* held */
     uint64_t context;
+    char open;            /* to anybody: a "rank" is the number of an endpoint, and all lanes of the hub are its own */
     unsigned long thread; /* that receives by it */
-    Py_ssize_t size;
-    Lane **lanes; /* by rank; NULL where there is none (yet) */
+    char busy;            /* that thread is receiving */
+    Py_ssize_t size;      /* of what is not open: */
+    Lane **lanes;         /* by rank; NULL where there is none (yet) */
     uint64_t *members;
     PyObject *keep; /* holds all of these: */
     PyObject *member_objects;
-    PyObject *arrivals, *receives, *broken; /* the endpoint's tables */
-    PyObject *locked, *acquire, *release;   /* its lock */
-    PyObject *threads;                      /* how many other threads there are */
-    PyObject *array_type, *describe, *new_array, *dumps, *loads;
-    PyObject *adopt_send, *adopt_receive; /* of the endpoint: go on with a flight that has stopped */
-    PyObject *nothing; /* in place of a value: there is none */
-    Described described[DESCRIBED];
-    long long most_spin, spin; /* nanoseconds */
-    char yields;
-    unsigned since;  /* messages received since the caller looked around */
+    PyObject *arrivals, *receives; /* the endpoint's tables of this context; NULL if it is only sent to */
+    long long spin;                /* nanoseconds */
+    unsigned since;                /* messages received since the caller looked around */
     Py_ssize_t turn; /* where a receive from anybody begins to look */
     Py_ssize_t glance; /* the socket that was looked at last while another lane was awaited */
     /* what was received last: */
@@ -96,7 +109,17 @@ PyObject *unpickled(Port *port, PyObject *parts);
 
 /* ------------------------------------------------------------------------------------------------ waiting.c */
 
-static inline bool is_ours(const Port *port) { return PyThread_get_thread_ident() == port->thread; }
+/* Whether this thread receives by the port, and has large messages fly; of an open one, from now on. */
+bool is_ours(Port *port);
+
+/* Lanes that a port may receive from, in no order that means anything. */
+static inline Py_ssize_t lane_count(const Port *port) { return port->open ? port->hub->count : port->size; }
+
+/* NULL: there is none, yet or any more. */
+static inline Lane *lane_at(const Port *port, Py_ssize_t i)
+{
+    return port->open ? port->hub->lanes[i] : port->lanes[i];
+}
 
 /* Whether nobody is changing the endpoint's state, and the context is not broken. */
 bool undisturbed(const Port *port);
@@ -107,6 +130,7 @@ bool take_lock(const Port *port);
 void leave_lock(const Port *port);
 
 /* NULL: there is none. */
+Lane *hub_lane(const Hub *hub, uint64_t peer);
 Lane *lane_to(const Port *port, long long rank);
 
 typedef struct {

@@ -12,7 +12,7 @@ enum verdict prepare_out(Port *port, PyObject *out, Wanted *wanted)
     if (out == Py_None) {
         return YES;
     }
-    if ((PyObject *)Py_TYPE(out) != port->array_type) {
+    if ((PyObject *)Py_TYPE(out) != port->hub->array_type) {
         return NO;
     }
     if (PyObject_GetBuffer(out, &wanted->view, PyBUF_STRIDED)) { /* writable; if it is not, the long way says so */
@@ -45,13 +45,12 @@ bool is_next(const Port *port, const Address *from)
     if (PyDict_Size(port->arrivals) == 0) {
         return true;
     }
-    if (from->rank < 0 || from->rank >= port->size || from->tag < 0) {
+    if (from->rank < 0 || (!port->open && from->rank >= port->size) || from->tag < 0) {
         return false;
     }
-    PyObject *number = PyLong_FromLongLong(from->tag), *member = PyTuple_GetItem(port->member_objects, from->rank);
-    PyObject *key = number == NULL || member == NULL ? NULL : PyTuple_Pack(2, member, number);
+    PyObject *key = port->open ? Py_BuildValue("LL", from->rank, from->tag)
+                               : Py_BuildValue("OL", PyTuple_GetItem(port->member_objects, from->rank), from->tag);
     int found = key == NULL ? -1 : PyDict_Contains(port->arrivals, key);
-    Py_XDECREF(number);
     Py_XDECREF(key);
     if (found < 0) {
         PyErr_Clear();
@@ -289,21 +288,23 @@ static PyObject *receive_large(Port *port, Lane *lane, Inbound *in, long long ra
     return value;
 }
 
-/* From whichever rank has something; the first look goes to whoever comes after the last. */
-static long long find_source(Port *port)
+/* One from which something comes; the first look goes to that after the last. NULL: there is none. */
+static Lane *find_lane(Port *port, long long *rank)
 {
     Wait wait = {0, 0};
     do {
-        for (Py_ssize_t i = 0; i < port->size; i++) {
-            Py_ssize_t rank = (port->turn + i) % port->size;
-            Lane *lane = port->lanes[rank];
+        Py_ssize_t count = lane_count(port);
+        for (Py_ssize_t i = 0; i < count; i++) {
+            Py_ssize_t at = port->turn + i < count ? port->turn + i : (port->turn + i) % count;
+            Lane *lane = lane_at(port, at);
             if (lane != NULL && lane->quick && has_in(lane) && lane_readable(lane, 1) > 0) {
-                port->turn = rank + 1;
-                return rank;
+                port->turn = at + 1;
+                *rank = port->open ? (long long)lane->peer : at;
+                return lane;
             }
         }
     } while (go_on(port, NULL, &wait));
-    return -1;
+    return NULL;
 }
 
 bool expect(Port *port, Lane *lane, Inbound *in, const Wanted *wanted)
@@ -325,8 +326,8 @@ PyObject *receive(Port *port, const Wanted *wanted)
         port->since = 0;
         return NULL;
     }
-    long long rank = wanted->from.rank < 0 ? find_source(port) : wanted->from.rank;
-    Lane *lane = lane_to(port, rank);
+    long long rank = wanted->from.rank;
+    Lane *lane = rank < 0 ? find_lane(port, &rank) : lane_to(port, rank);
     if (lane == NULL || !is_open(lane)) {
         return NULL;
     }

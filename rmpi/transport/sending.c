@@ -69,7 +69,7 @@ PyObject *origin(PyObject *object, const Encoded *value)
 PyObject *send_large(Port *port, Lane *lane, int64_t tag, uint64_t fingerprint, PyObject *object, Encoded *value)
 {
     struct flight out;
-    if (!is_ours(port) || port->most_spin == 0 || !take_lock(port)) {
+    if (!is_ours(port) || port->hub->most_spin == 0 || !take_lock(port)) {
         Py_RETURN_FALSE;
     }
     PyObject *result = Py_False;

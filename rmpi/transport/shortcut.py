@@ -25,7 +25,7 @@ from rmpi.wire.codec import describe_array, new_array
 
 if TYPE_CHECKING:
     from rmpi.errors import RmpiError
-    from rmpi.transport._ring import Lane
+    from rmpi.transport._ring import Hub, Lane, Port
     from rmpi.transport.crank import Crank
     from rmpi.transport.flights import Flights
     from rmpi.transport.matching import Context
@@ -87,42 +87,25 @@ class NoShortcut:
 
 
 class Shortcuts:
-    """The ports of one endpoint, one for each context, and the lanes that they use. Changed within progress."""
+    """The ports of one endpoint, and the lanes that they use. Changed within progress.
+
+    Ports of communicators are listed, and told of each lane. Open ports find all lanes in the `Hub`, so there may be
+    thousands, and they are forgotten with their last reference.
+    """
 
     def __init__(self, broken: dict[int, RmpiError], crank: Crank, flights: Flights) -> None:
         self._flights = flights
         self._broken = broken
         self._crank = crank
-        self._ports: list[Any] = []
+        self._ports: list[Port] = []
         self._lanes: list[Lane] = []
+        self._hub: Hub | None = None
 
     def open(self, number: int, members: tuple[int, ...], context: Context) -> Shortcut:
         """A port for the members of a context, in rank order."""
         if len(members) == 1 or why_no_extension() is not None:
             return NoShortcut()
-        from rmpi.transport._ring import Port
-
-        port = Port(
-            number,
-            members,
-            context.arrivals,
-            context.receives,
-            self._broken,
-            self._crank.lock.locked,
-            self._crank.lock.acquire,
-            self._crank.lock.release,
-            counter(),
-            np.ndarray,
-            describe_array,
-            new_array,
-            pickle.dumps,
-            pickle.loads,
-            self._flights.adopt_send,
-            self._flights.adopt_receive,
-            NOTHING,
-            self._crank.spin,
-            self._crank.crowded,
-        )
+        port = self._port(number, members, context)
         for lane in self._lanes:
             port.attach(lane)
         self._ports.append(port)
@@ -130,19 +113,58 @@ class Shortcuts:
 
     def open_box(self, number: int, context: Context) -> Shortcut:
         """A port that receives from anybody, by endpoint number."""
-        return NoShortcut()
+        return NoShortcut() if why_no_extension() is not None else self._port(number, None, context)
 
-    def open_route(self, number: int, peer: int) -> Shortcut:
-        """A port that sends to one peer, by endpoint number."""
-        return NoShortcut()
+    def open_route(self, number: int) -> Shortcut:
+        """A port that sends to anybody, by endpoint number."""
+        return NoShortcut() if why_no_extension() is not None else self._port(number, None, None)
+
+    def _port(self, number: int, members: tuple[int, ...] | None, context: Context | None) -> Port:
+        from rmpi.transport._ring import Port
+
+        arrivals = receives = None
+        if context is not None:
+            arrivals, receives = context.arrivals, context.receives
+        return Port(self._made_hub(), number, members, arrivals, receives)
+
+    def _made_hub(self) -> Hub:
+        if self._hub is None:
+            from rmpi.transport._ring import Hub
+
+            self._hub = Hub(
+                self._broken,
+                self._crank.lock.locked,
+                self._crank.lock.acquire,
+                self._crank.lock.release,
+                counter(),
+                np.ndarray,
+                describe_array,
+                new_array,
+                pickle.dumps,
+                pickle.loads,
+                self._flights.adopt_send,
+                self._flights.adopt_receive,
+                NOTHING,
+                self._crank.spin,
+                self._crank.crowded,
+            )
+        return self._hub
 
     def close(self, port: Shortcut) -> None:
         """The context of this port is of no use any more."""
-        if port in self._ports:
-            self._ports.remove(port)
+        self._ports = [each for each in self._ports if each is not port]
 
     def add(self, lane: Lane) -> None:
         """Messages to and from the peer of ``lane`` may take it."""
         self._lanes.append(lane)
+        self._made_hub().add(lane)
         for port in self._ports:
             port.attach(lane)
+
+    def remove(self, lane: Lane) -> None:
+        """Nothing comes or goes on it any more."""
+        if lane in self._lanes:
+            self._lanes.remove(lane)
+            self._made_hub().remove(lane)
+            for port in self._ports:
+                port.detach(lane)

@@ -50,12 +50,12 @@ PyObject *metadata_of(Port *port, PyObject *array, const Py_buffer *view)
     if (dtype == NULL) {
         return NULL;
     }
-    Described *entry = &port->described[slot_of(dtype, view)];
+    Described *entry = &port->hub->described[slot_of(dtype, view)];
     if (is_described(entry, dtype, view, order)) {
         Py_DECREF(dtype);
         return entry->metadata;
     }
-    PyObject *metadata = PyObject_CallFunctionObjArgs(port->describe, array, NULL);
+    PyObject *metadata = PyObject_CallFunctionObjArgs(port->hub->describe, array, NULL);
     if (metadata == NULL || !PyBytes_CheckExact(metadata) || PyBytes_Size(metadata) > MOST_METADATA) {
         Py_XDECREF(metadata);
         Py_DECREF(dtype);
@@ -123,7 +123,7 @@ static PyObject *pickled(Port *port, PyObject *object, PyObject *parts)
     if (callback != NULL && args != NULL && protocol != NULL && names != NULL &&
         !PyDict_SetItemString(names, "protocol", protocol) &&
         !PyDict_SetItemString(names, "buffer_callback", callback)) {
-        stream = PyObject_Call(port->dumps, args, names);
+        stream = PyObject_Call(port->hub->dumps, args, names);
     }
     Py_XDECREF(callback);
     Py_XDECREF(args);
@@ -177,7 +177,7 @@ enum verdict encode(Port *port, PyObject *object, Encoded *value)
     value->length = 0;
     value->kept = NULL;
     PyTypeObject *type = Py_TYPE(object);
-    if ((PyObject *)type == port->array_type) {
+    if ((PyObject *)type == port->hub->array_type) {
         return encode_array(port, object, value);
     }
     if (type == &PyLong_Type) {
@@ -248,7 +248,7 @@ static enum verdict open_array(Port *port, const unsigned char *metadata, uint32
                                Landing *landing)
 {
     PyObject *described = PyBytes_FromStringAndSize((const char *)metadata, size);
-    PyObject *array = described == NULL ? NULL : PyObject_CallFunctionObjArgs(port->new_array, described, NULL);
+    PyObject *array = described == NULL ? NULL : PyObject_CallFunctionObjArgs(port->hub->new_array, described, NULL);
     Py_XDECREF(described);
     if (array == NULL || array == Py_None) {
         Py_XDECREF(array);
@@ -333,12 +333,12 @@ PyObject *unpickled(Port *port, PyObject *parts)
 {
     PyObject *stream = PyList_GetItem(parts, 0), *value = NULL;
     if (PyList_Size(parts) == 1) {
-        return PyObject_CallFunctionObjArgs(port->loads, stream, NULL);
+        return PyObject_CallFunctionObjArgs(port->hub->loads, stream, NULL);
     }
     PyObject *rest = PyList_GetSlice(parts, 1, PyList_Size(parts)), *args = PyTuple_Pack(1, stream);
     PyObject *names = PyDict_New();
     if (rest != NULL && args != NULL && names != NULL && !PyDict_SetItemString(names, "buffers", rest)) {
-        value = PyObject_Call(port->loads, args, names);
+        value = PyObject_Call(port->hub->loads, args, names);
     }
     Py_XDECREF(rest);
     Py_XDECREF(args);

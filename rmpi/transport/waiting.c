@@ -10,11 +10,11 @@
 /* Whether this port's context is broken; that others are is not its business. */
 static bool is_broken(const Port *port)
 {
-    if (PyDict_Size(port->broken) == 0) {
+    if (PyDict_Size(port->hub->broken) == 0) {
         return false;
     }
     PyObject *context = PyLong_FromUnsignedLongLong(port->context);
-    int found = context == NULL ? -1 : PyDict_Contains(port->broken, context);
+    int found = context == NULL ? -1 : PyDict_Contains(port->hub->broken, context);
     Py_XDECREF(context);
     return found != 0 && (PyErr_Clear(), true);
 }
@@ -24,7 +24,7 @@ bool undisturbed(const Port *port)
     if (is_broken(port)) {
         return false;
     }
-    PyObject *locked = PyObject_CallNoArgs(port->locked);
+    PyObject *locked = PyObject_CallNoArgs(port->hub->locked);
     Py_XDECREF(locked);
     return locked == Py_False || (PyErr_Clear(), false);
 }
@@ -34,7 +34,7 @@ bool take_lock(const Port *port)
     if (is_broken(port)) {
         return false;
     }
-    PyObject *taken = PyObject_CallFunctionObjArgs(port->acquire, Py_False, NULL);
+    PyObject *taken = PyObject_CallFunctionObjArgs(port->hub->acquire, Py_False, NULL);
     Py_XDECREF(taken);
     return taken == Py_True || (PyErr_Clear(), false);
 }
@@ -43,12 +43,24 @@ void leave_lock(const Port *port)
 {
     PyObject *type, *value, *trace;
     PyErr_Fetch(&type, &value, &trace);
-    Py_XDECREF(PyObject_CallNoArgs(port->release));
+    Py_XDECREF(PyObject_CallNoArgs(port->hub->release));
     PyErr_Restore(type, value, trace);
+}
+
+bool is_ours(Port *port)
+{
+    unsigned long thread = PyThread_get_thread_ident();
+    if (port->open && port->thread != thread && !port->busy && port->given == NULL && !port->landed) {
+        port->thread = thread; /* whoever had it has all that it was given */
+    }
+    return port->thread == thread;
 }
 
 Lane *lane_to(const Port *port, long long rank)
 {
+    if (port->open) {
+        return rank >= 0 ? hub_lane(port->hub, (uint64_t)rank) : NULL;
+    }
     return rank >= 0 && rank < port->size ? port->lanes[rank] : NULL;
 }
 
@@ -74,9 +86,9 @@ static bool calls(Lane *lane)
 /* To look at a socket costs a system call: one of them in turn. */
 static bool next_socket_calls(Port *port, const Lane *awaited)
 {
-    for (Py_ssize_t i = 0; i < port->size; i++) {
-        port->glance = (port->glance + 1) % port->size;
-        Lane *lane = port->lanes[port->glance];
+    for (Py_ssize_t i = 0, count = lane_count(port); i < count; i++) {
+        port->glance = (port->glance + 1) % count;
+        Lane *lane = lane_at(port, port->glance);
         if (lane != NULL && lane != awaited && lane->socket && has_in(lane)) {
             return lane_readable(lane, 1) > 0 && calls(lane);
         }
@@ -87,8 +99,8 @@ static bool next_socket_calls(Port *port, const Lane *awaited)
 /* Whether any other lane has something to do, which only the long way does. */
 static bool others_call(Port *port, const Lane *awaited)
 {
-    for (Py_ssize_t rank = 0; rank < port->size; rank++) {
-        Lane *lane = port->lanes[rank];
+    for (Py_ssize_t i = 0, count = lane_count(port); i < count; i++) {
+        Lane *lane = lane_at(port, i);
         if (lane != NULL && lane != awaited && (calls(lane) || (lane->socket && has_unsent(lane)))) {
             return true;
         }
@@ -99,7 +111,7 @@ static bool others_call(Port *port, const Lane *awaited)
 /* Nanoseconds that a wait may last. Other threads cannot run meanwhile. */
 static long long patience(const Port *port)
 {
-    PyObject *answer = PyObject_CallNoArgs(port->threads);
+    PyObject *answer = PyObject_CallNoArgs(port->hub->threads);
     long long threads = answer == NULL ? 1 : PyLong_AsLongLong(answer);
     Py_XDECREF(answer);
     PyErr_Clear();
@@ -109,7 +121,7 @@ static long long patience(const Port *port)
 static void learn(Port *port, bool paid)
 {
     if (paid) {
-        port->spin = port->most_spin;
+        port->spin = port->hub->most_spin;
     } else if (port->spin > SHORTEST_SPIN) {
         port->spin = port->spin / 2 > SHORTEST_SPIN ? port->spin / 2 : SHORTEST_SPIN;
     }
@@ -129,10 +141,10 @@ static bool give_way(Port *port, const Lane *awaited, Wait *wait)
 
 bool go_on(Port *port, const Lane *awaited, Wait *wait)
 {
-    if (port->most_spin == 0) {
+    if (port->hub->most_spin == 0) {
         return false;
     }
-    if (port->yields) {
+    if (port->hub->yields) {
         return give_way(port, awaited, wait);
     }
     relax();
@@ -167,7 +179,7 @@ bool await(Port *port, Lane *lane, uint64_t count)
 
 bool fly_on(Port *port, struct flight *out, struct flight *in)
 {
-    bool landed = fly_both(out, in, patience(port), port->yields);
+    bool landed = fly_both(out, in, patience(port), port->hub->yields);
     learn(port, landed);
     return landed;
 }
