@@ -24,7 +24,7 @@ from rmpi.deadline import Deadline
 from rmpi.errors import DeadlineExceeded, UsageError
 from rmpi.transport.base import Transfer
 from rmpi.transport.callsite import call_site
-from rmpi.transport.handover import Handover, give_up_send, is_long, shields_needed
+from rmpi.transport.handover import MAIN_THREAD, Handover, give_up_send, is_long
 from rmpi.transport.interrupts import SHIELD
 from rmpi.transport.matching import ANY, Arrival, Receive
 from rmpi.transport.operation import Operation
@@ -60,7 +60,6 @@ class PointToPoint:
         self._handover = Handover(
             self._endpoint, context, self._short, self._members.__getitem__, lambda member: f"rank {rank_of[member]}"
         )
-        self._shields = shields_needed()  # if this thread is also the one that receives
 
     def _close(self) -> None:
         """Forget the context of messages."""
@@ -148,8 +147,9 @@ class PointToPoint:
                         short.given = None  # a plain store: no handler can run between here and the caller
                     return value
             except BaseException as error:
-                SHIELD.depth += self._shields  # a plain store, as above: no second handler may run before all is back
-                self._handover.give_back(out, error)
+                handlers = short.thread == MAIN_THREAD
+                SHIELD.depth += handlers  # plain stores, as above: no second handler may run before all is back
+                self._handover.give_back(out, error, handlers)
                 if isinstance(error, DeadlineExceeded):
                     raise _named(error, "recv from", source, tag) from None
                 raise

@@ -35,7 +35,7 @@ from rmpi.transport.eventloop import EventLoops
 from rmpi.transport.flights import Flights
 from rmpi.transport.incoming import Incoming
 from rmpi.transport.interrupts import SHIELD
-from rmpi.transport.matching import Arrival, Probe, Receive
+from rmpi.transport.matching import ANY, Arrival, Probe, Receive
 from rmpi.transport.memory import MemoryLink
 from rmpi.transport.operation import Operation, Patience, Series, Together
 from rmpi.transport.outgoing import Outgoing
@@ -234,6 +234,11 @@ class Endpoint:
         with self._exclusively():
             operation.finish(error)
 
+    def hear(self, operation: Operation, ended: Callable[[], None]) -> None:
+        """Call ``ended`` when the operation ends, within progress; at once if it has."""
+        with self._exclusively():
+            operation.watch(ended)
+
     def attend(self, loop: AbstractEventLoop, operation: Operation, ended: Callable[[], None]) -> None:
         """Have ``loop``, which is running, make progress until ``ended`` was called and `neglect` is.
 
@@ -241,8 +246,7 @@ class Endpoint:
             ChannelClosed: Nobody makes progress any more.
         """
         self._loops.attend(loop, ended)
-        with self._exclusively():
-            operation.watch(ended)
+        self.hear(operation, ended)
 
     def neglect(self, loop: AbstractEventLoop, operation: Operation, ended: Callable[[], None]) -> None:
         """End what `attend` began, in the loop's thread; in any, once the loop is closed. Takes no lock."""
@@ -555,6 +559,10 @@ class Endpoint:
         if shielded:
             SHIELD.leave(self.abandon, (probe,))
         return probe
+
+    def queued(self, context: int, source: int = ANY) -> int:
+        """How many messages have come, as far as is known without looking, and wait for a receive. From anywhere."""
+        return self._incoming.matching.queued(context, source)
 
     def cancel(self, receive: Receive, error: RmpiError) -> bool:
         """End a receive to which no message was matched yet; False: one was."""

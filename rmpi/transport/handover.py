@@ -12,17 +12,16 @@ never got to its caller is the next in line again. So whoever receives by a shor
             short.given = None  # a plain store: no handler can run between here and the caller
             return value
     except BaseException as error:
-        SHIELD.depth += shields  # a plain store, as above: no second handler may run before all is back
-        handover.give_back(out, error)
+        handlers = short.thread == MAIN_THREAD
+        SHIELD.depth += handlers  # plain stores, as above: no second handler may run before all is back
+        handover.give_back(out, error, handlers)
         raise
-
-where ``shields`` is 1 in the thread that handlers run in, and else 0 (`shields_needed`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from threading import current_thread, get_ident, main_thread
+from threading import get_ident, main_thread
 from typing import Any
 
 from rmpi.deadline import Deadline
@@ -39,15 +38,13 @@ from rmpi.wire.frames import EAGER_LIMIT
 LONG_ENOUGH = 0.01
 """Seconds; a time-out from which on a millisecond more does not matter."""
 
+MAIN_THREAD = main_thread().ident
+"""Where signal handlers run."""
+
 
 def is_long(timeout: object) -> bool:
     """Whether that much time allows for the short cut, which does not look at the clock."""
     return type(timeout) in (int, float) and timeout >= LONG_ENOUGH  # type: ignore[operator]
-
-
-def shields_needed() -> int:
-    """What to add to `Shield.depth`, in this thread, where no handler may run."""
-    return int(current_thread() is main_thread())
 
 
 def give_up_send(endpoint: Endpoint, short: Shortcut, value: object, error: BaseException) -> None:
@@ -85,7 +82,6 @@ class Handover:
         self._short = short
         self._member = member
         self._name_of = name_of
-        self._shielded = bool(shields_needed())
 
     def finish(self, receive: Receive, deadline: Deadline) -> Any:
         """Wait for a message that has begun to come; its value."""
@@ -108,10 +104,11 @@ class Handover:
             error.add_note(f"while unpickling a message from {self._name_of(arrival.source)}")
             raise
 
-    def give_back(self, out: Array | None, error: BaseException) -> None:
+    def give_back(self, out: Array | None, error: BaseException, shielded: bool) -> None:
         """What came by the short cut, and never got to who asked for it, is the next in line again.
 
-        Handlers are deferred until this returns, by the caller's doing.
+        Args:
+            shielded: The caller has deferred handlers, until this returns.
 
         Raises:
             Exception: It cannot be unpickled, and is gone. That was the ``error`` then, not a signal handler's.
@@ -131,7 +128,7 @@ class Handover:
                 if type(value) is list and isinstance(error, Exception):
                     self._try_again(member, tag)
         finally:
-            if self._shielded:
+            if shielded:
                 SHIELD.leave()
 
     def _try_again(self, member: int, tag: int) -> None:

@@ -250,6 +250,12 @@ class Matching:
         context = self.contexts.get(receive.context)
         return _first_arrival(context, receive) if context is not None else None
 
+    def queued(self, context: int, source: int) -> int:
+        """How many messages wait, of that source or of `ANY`. One look, which needs no lock."""
+        known = self.contexts.get(context)
+        queues = list(known.arrivals.items()) if known is not None else []
+        return sum(len(queue) for (sender, _), queue in queues if source in (ANY, sender))
+
     def cancel(self, receive: Receive) -> bool:
         """Forget a receive or probe; False: it is not waiting any more."""
         context = self.contexts.get(receive.context)
