@@ -109,6 +109,13 @@ class Endpoint:
         handlers = {**self._incoming.handlers(), **self._outgoing.handlers(), **self._ends.handlers()}
         self._peers.listen(self._incoming, handlers, self._ends)
 
+    def suit(self, spin: float, crowded: bool, unmatched_limit: int) -> None:
+        """Be as if made with these; before there is any link. Ports that are there already stay as they are."""
+        with self._exclusively():
+            self.crank.spin, self.crank.crowded = spin, crowded
+            self._incoming.unmatched_limit = unmatched_limit
+            self._shortcuts.begin_anew()
+
     @contextmanager
     def _exclusively(self) -> Iterator[None]:
         """With the lock held and handlers deferred: for what is not called for every message."""

@@ -47,12 +47,13 @@ class Incoming:
     Attributes:
         matching: The messages and receives that wait for each other.
         unmatched: Bytes of granted messages that nobody has asked for yet, `FRAME_COST` for each included.
+        unmatched_limit: So many of them are granted at once.
     """
 
     def __init__(self, ident: int, peers: Peers, unmatched_limit: int, conflict: Conflict) -> None:
         self.matching = Matching()
         self.unmatched = 0
-        self._unmatched_limit = unmatched_limit
+        self.unmatched_limit = unmatched_limit
         self._landings: dict[int, Arrival] = {}  # by id of the EAGER frame whose payload is being read
         self._ident = ident
         self._peers = peers
@@ -269,7 +270,7 @@ class Incoming:
         arrival = receiving[frame.message] = self._arrive(frame)
         if arrival.receive is not None:
             self._grant(arrival)
-        elif self.unmatched + arrival.length + FRAME_COST <= self._unmatched_limit:
+        elif self.unmatched + arrival.length + FRAME_COST <= self.unmatched_limit:
             self._count(arrival, True)
             self._grant(arrival)
 

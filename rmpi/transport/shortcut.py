@@ -150,6 +150,10 @@ class Shortcuts:
             )
         return self._hub
 
+    def begin_anew(self) -> None:
+        """The crank has changed: ports that are made from now on are made for that."""
+        self._hub = None
+
     def close(self, port: Shortcut) -> None:
         """The context of this port is of no use any more."""
         self._ports = [each for each in self._ports if each is not port]
