@@ -19,6 +19,7 @@ class Lane:
     """
 
     peer: int
+    fd: int  # the bell, or the socket
     edge: bool  # whoever reads stands between two frames
     wants_room: bool  # something waits to be written; of a socket lane also: and the epoll will tell of room
     quick: bool  # ports may use it
@@ -51,6 +52,9 @@ class Lane:
 
         A socket lane is left alone by ports until the next `stirring`, so that whoever sleeps over its socket is woken.
         """
+
+    def hush(self) -> bool:
+        """Take the bytes with which the bell was rung; of a socket lane, none. False: it is not those that came."""
 
     def empty(self) -> bool:
         """Nothing is there to be read."""

@@ -80,6 +80,8 @@ class Crank:
         self._lanes: list[Lane] = []
         self._spinning: list[Lane] = []  # those of them that are shared memory
         self._stirred: dict[Lane, Callable[[], None]] = {}
+        self._lane_at: dict[int, Lane] = {}  # by the descriptor that tells of it
+        self._patience = spin  # of who dozes: seconds to look before sleeping
         self._rings: Any = None  # the extension, once there is a lane
         self.leads = False
         self._followers: list[threading.Lock] = []
@@ -100,6 +102,7 @@ class Crank:
         self._epoll.register(fd, select.EPOLLIN)
 
     def unregister(self, fd: int) -> None:
+        self._lane_at.pop(fd, None)
         if self._ready.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
@@ -109,9 +112,12 @@ class Crank:
 
         self._rings = _ring
         self._stirred[lane] = stirred
+        self._lane_at[lane.fd] = lane
         self._list_lanes()
 
     def unwatch(self, lane: Lane) -> None:
+        if self._lane_at.get(lane.fd) is lane:
+            del self._lane_at[lane.fd]
         self._stirred.pop(lane, None)
         self._list_lanes()
 
@@ -137,7 +143,18 @@ class Crank:
             for lane in self._rings.stirring(self._lanes):
                 if lane in self._stirred:
                     self._stirred[lane]()
-        for fd, mask in self._epoll.poll(0):
+        self._serve(self._epoll.poll(0))
+
+    def _serve(self, events: list[tuple[int, int]], *, ports: bool = False) -> None:
+        """Have descriptors served that are ready. A lane's bell is only silenced, because lanes are looked at anyway.
+
+        Args:
+            ports: What has come over lanes is left to them, over sockets too.
+        """
+        for fd, mask in events:
+            lane = self._lane_at.get(fd)
+            if mask == select.EPOLLIN and lane is not None and (ports or not lane.socket) and lane.hush():
+                continue
             ready = self._ready.get(fd)
             if ready is not None:
                 ready(mask)
@@ -229,6 +246,58 @@ class Crank:
             self._unfollow(operation, follower, leaves=late)
             if late:
                 return operation.done
+
+    def doze(self, deadline: Deadline) -> None:
+        """Look, then sleep, until something happens; what has come over lanes is left to a port, which is tried next.
+
+        For whoever waits for messages alone: to be woken, and to receive by a port, takes a third of a turn.
+        Returns at once if there is something else to do, or if another thread leads.
+        """
+        with self.lock:
+            self._check_open(None)
+            if self._busy or self._leader:
+                self._check_may_wait()
+            if self.leads or self.attention or self._posted:
+                return
+            self._lead_on()
+        try:
+            began = now()
+            if not self._lanes_stir(began + self._patience):
+                self._slumber(deadline)
+            paid = now() - began < self.spin  # if not now, then by looking for longer the next time
+            self._patience = self.spin if paid else self._patience / 2
+        finally:
+            self._hand_over()
+
+    def _lanes_stir(self, until: float) -> bool:
+        """Look at shared memory, and now and then at everything else. False: nothing happened."""
+        while self._spinning and not self._posted:
+            left = int((until - now()) * 1e9)
+            if left <= 0:
+                return False
+            if self._rings.spin(self._spinning, min(left, SPIN_SLICE), self.crowded):
+                return True
+            events = self._epoll.poll(0)
+            if events:
+                with self.lock:
+                    self._serve(events, ports=True)
+                return True
+        return False
+
+    def _slumber(self, deadline: Deadline) -> None:
+        events: list[tuple[int, int]] = []
+        with self.lock:
+            self._asleep = self._may_sleep()
+        if self._asleep:
+            try:
+                self._sleep(deadline, lambda left: events.extend(self._epoll.poll(left)))
+            finally:
+                self._asleep = False
+        with self.lock:
+            if not self.closed:
+                if len(self._spinning) < len(self._lanes):
+                    self._rings.stirring(self._lanes)  # those over sockets are awake again
+                self._serve(events, ports=True)
 
     def _lead(self, operation: Operation, deadline: Deadline) -> bool:
         operation.wake = self._rouse

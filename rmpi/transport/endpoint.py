@@ -107,7 +107,7 @@ class Endpoint:
         self._shortcuts = Shortcuts(self._ends.broken, self.crank, self._flights)
         self.stays = Stays(self.crank, self._peers, self._incoming.matching)
         handlers = {**self._incoming.handlers(), **self._outgoing.handlers(), **self._ends.handlers()}
-        self._peers.listen(self._incoming, handlers, self._ends)
+        self._peers.listen(self._incoming, handlers, self._ends, self._shortcuts)
 
     def suit(self, spin: float, crowded: bool, unmatched_limit: int) -> None:
         """Be as if made with these; before there is any link. Ports that are there already stay as they are."""
@@ -585,6 +585,15 @@ class Endpoint:
             if not self.crank.closed:
                 self._incoming.put_back(Arrival(source, context, tag, fingerprint), value, eager)
 
+    def doze(self, deadline: Deadline = Deadline.NEVER) -> None:
+        """Sleep until something may have come for a port, or time is up; then try it again, and next the long way."""
+        shielded = SHIELD.enter()
+        try:
+            self.crank.doze(deadline)
+        finally:
+            if shielded:
+                SHIELD.leave()
+
     def progress(self) -> None:
         """Move whatever can move now, without waiting."""
         shielded = SHIELD.enter()
@@ -599,8 +608,6 @@ class Endpoint:
     def add_link(self, link: Link) -> None:
         """Use a link from now on. Within progress."""
         self._peers.add_link(link)
-        if link.lane is not None and self._peers.peer(link.peer).link is link:
-            self._shortcuts.add(link.lane)
         self._ends.link_added(link)
 
     def link_failed(self, ident: int, error: PeerLost) -> None:
@@ -613,6 +620,18 @@ class Endpoint:
         What it had sent is still delivered first. Within progress.
         """
         self._ends.peer_ended(ident, error)
+
+    def forget(self, ident: int, *, at_once: bool = False) -> None:
+        """Nobody will name that peer again: once it has ended, all that is known of it is given back.
+
+        That is when it has ended (`peer_ended`) and its links have, too: all it had sent has come then, and can still
+        be received. For a while it is remembered that it has ended, in case somebody names it all the same. Within
+        progress.
+
+        Args:
+            at_once: It has ended, and the end of its links is not waited for: its machine is lost, and none will come.
+        """
+        self._ends.forget(ident, at_once)
 
     def notify(self, link: MemoryLink) -> None:
         """A memory link has something to receive, or room. From any thread."""

@@ -96,7 +96,7 @@ class Ends:
         if failed:
             self.break_contexts(self._collectives_with(ident), error)
         self._incoming.fail_needing(ident, error)
-        self._incoming.forget_torn(ident)
+        self._settle_end(ident)
 
     def _collectives_with(self, ident: int) -> list[int]:
         contexts = self._incoming.matching.contexts.items()
@@ -113,7 +113,27 @@ class Ends:
         """The peer's last link has ended: if it had said BYE, so has the peer."""
         if self._peers.peer(ident).bye:
             self._exit_peer(ident)
+        self._settle_end(ident)
+
+    def forget(self, ident: int, at_once: bool) -> None:
+        """Give back all that is known of a peer as soon as it is over; see `Endpoint.forget`."""
+        peer = self._peers.known.get(ident)
+        if peer is None:
+            return
+        peer.forgotten = True
+        if at_once and peer.ended is not None:
+            self._peers.drop(peer)
+        self._settle_end(ident)
+
+    def _settle_end(self, ident: int) -> None:
+        """If the peer has ended and is silent, it is over."""
+        peer = self._peers.peer(ident)
+        if peer.ended is None or peer.links:
+            return
         self._incoming.forget_torn(ident)
+        self._peers.leave_alone(peer)
+        if peer.forgotten:
+            self._peers.forget(ident)
 
     def _exit_peer(self, ident: int) -> None:
         name = self._name_of(ident)

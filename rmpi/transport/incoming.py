@@ -410,9 +410,7 @@ class Incoming:
 
     def forget_torn(self, ident: int) -> None:
         """Nothing more comes from a peer: neither does the rest of what was being read."""
-        peer = self._peers.peer(ident)
-        if peer.ended is not None and not peer.links:
-            self._landings = {key: arrival for key, arrival in self._landings.items() if arrival.source != ident}
+        self._landings = {key: arrival for key, arrival in self._landings.items() if arrival.source != ident}
 
     def fail_needing(self, ident: int, error: PeerLost) -> None:
         """Nothing will come from that peer: end what waits for it."""

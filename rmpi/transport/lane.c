@@ -357,6 +357,22 @@ static PyObject *Lane_read_into(Lane *lane, PyObject *args)
 static PyObject *Lane_stirs(Lane *lane, PyObject *Py_UNUSED(none)) { return PyBool_FromLong(lane_stirs(lane)); }
 static PyObject *Lane_arm(Lane *lane, PyObject *Py_UNUSED(none)) { return PyBool_FromLong(lane_arm(lane)); }
 
+static PyObject *Lane_hush(Lane *lane, PyObject *Py_UNUSED(none))
+{
+    char rung[64];
+    ssize_t count = sizeof rung;
+    if (lane->socket) {
+        Py_RETURN_TRUE; /* what is in it is for whoever reads the lane */
+    }
+    if (!has_in(lane)) {
+        Py_RETURN_FALSE; /* the greeting may be in it */
+    }
+    while (count == sizeof rung || (count < 0 && errno == EINTR)) {
+        count = recv(lane->fd, rung, sizeof rung, MSG_DONTWAIT);
+    }
+    return PyBool_FromLong(count > 0 || (count < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)));
+}
+
 static PyObject *Lane_empty(Lane *lane, PyObject *Py_UNUSED(none))
 {
     return PyBool_FromLong(!has_in(lane) || (ring_readable(&lane->in, 1) == 0 && !lane->in.corrupt));
@@ -403,6 +419,7 @@ static PyMethodDef lane_methods[] = {
     {"read_into", (PyCFunction)Lane_read_into, METH_VARARGS, NULL},
     {"stirs", (PyCFunction)Lane_stirs, METH_NOARGS, NULL},
     {"arm", (PyCFunction)Lane_arm, METH_NOARGS, NULL},
+    {"hush", (PyCFunction)Lane_hush, METH_NOARGS, NULL},
     {"empty", (PyCFunction)Lane_empty, METH_NOARGS, NULL},
     {"queues", (PyCFunction)Lane_queues, METH_VARARGS, NULL},
     {"sent", (PyCFunction)Lane_sent, METH_NOARGS, NULL},
@@ -413,6 +430,7 @@ static PyMethodDef lane_methods[] = {
 
 static PyMemberDef lane_members[] = {
     {"peer", T_ULONGLONG, offsetof(Lane, peer), READONLY, NULL},
+    {"fd", T_INT, offsetof(Lane, fd), READONLY, NULL},
     {"edge", T_BOOL, offsetof(Lane, edge), 0, NULL},
     {"wants_room", T_BOOL, offsetof(Lane, wants_room), 0, NULL},
     {"quick", T_BOOL, offsetof(Lane, quick), 0, NULL},

@@ -9,6 +9,9 @@ when the last of them has ended is the peer *silent*: nothing that it sent is mi
 
 `Peer` also keeps the books that both halves of the protocol share (`incoming`, `outgoing`): one row per peer.
 
+Once a peer has ended and is silent it is *over*: nobody looks at its lane any more. Whoever meets many peers has them
+forgotten then (`forget`), and all that is left is that they have ended, of the last `REMEMBERED`.
+
 Everything here happens *within progress*, the lock of the crank held, but for `Peers.notify`.
 """
 
@@ -18,7 +21,7 @@ import copy
 import select
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from rmpi.errors import PeerLost, WireError
 from rmpi.transport.base import Link, Sink, Transfer
@@ -27,11 +30,17 @@ from rmpi.transport.matching import Arrival
 from rmpi.transport.memory import MemoryLink
 from rmpi.wire.frames import Frame, Kind
 
+if TYPE_CHECKING:
+    from rmpi.transport._ring import Lane
+
 CREDIT = 1 << 20
 """Bytes of eager messages that one peer may have unmatched here; beyond, it offers instead."""
 
 FRAME_COST = 512
 """Bytes that any unmatched message counts for beyond its payload: about what it costs us to remember it."""
+
+REMEMBERED = 1024
+"""Forgotten peers of which it is known that they have ended. An older one that is named again is asked for again."""
 
 Connect = Callable[[int], None]
 """Called, the lock held, when a link to a peer is wanted; somebody then posts `Endpoint.add_link`."""
@@ -70,6 +79,7 @@ class Peer:
         "account",
         "bye",
         "ended",
+        "forgotten",
         "heard",
         "link",
         "links",
@@ -90,6 +100,7 @@ class Peer:
         self.receiving: dict[int, Arrival] = {}  # offered to us, not yet complete
         self.bye = False
         self.ended: PeerLost | None = None
+        self.forgotten = False  # as soon as it is over
 
     def open_account(self, account: Account) -> None:
         """Keep the books in ``account`` from now on."""
@@ -111,6 +122,13 @@ class Peer:
         return [*self.links, *spare]
 
 
+class Lanes(Protocol):
+    """Whoever takes short cuts over lanes."""
+
+    def add(self, lane: Lane) -> None: ...
+    def remove(self, lane: Lane) -> None: ...
+
+
 class Verdict(Protocol):
     """Whoever decides what the end of a link means."""
 
@@ -127,30 +145,40 @@ class Peers:
     _sink: Sink
     _handlers: Mapping[Kind, Handler]
     _verdict: Verdict
+    _lanes: Lanes
 
     def __init__(self, ident: int, name_of: Callable[[int], str], crank: Crank, connect: Connect) -> None:
         self.known: dict[int, Peer] = {}
+        self._gone: dict[int, PeerLost] = {}  # forgotten, in the order in which they were
         self._ident = ident
         self._name_of = name_of
         self._crank = crank
         self._connect = connect
 
-    def listen(self, sink: Sink, handlers: Mapping[Kind, Handler], verdict: Verdict) -> None:
-        """Say who lends memory for the link to oneself, who takes the frames, and who hears of ends."""
+    def listen(self, sink: Sink, handlers: Mapping[Kind, Handler], verdict: Verdict, lanes: Lanes) -> None:
+        """Say who lends memory for the link to oneself, who takes the frames, who hears of ends, and who of lanes."""
         self._sink = sink
         self._handlers = handlers
         self._verdict = verdict
+        self._lanes = lanes
 
     def peer(self, ident: int) -> Peer:
+        """What is known of a peer; of one that was forgotten, only that it has ended."""
         peer = self.known.get(ident)
         if peer is None:
-            peer = self.known[ident] = Peer()
+            peer = Peer()
+            peer.ended = self._gone.get(ident)
+            if peer.ended is None:
+                self.known[ident] = peer
             if ident == self._ident:
                 self.add_link(MemoryLink.loop(ident, self._sink, self.notify))
         return peer
 
     def add_link(self, link: Link) -> None:
         """Use a link from now on."""
+        if link.peer in self._gone:
+            link.close()  # it came too late
+            return
         peer = self.peer(link.peer)
         peer.links.append(link)
         if link.fileno() >= 0:
@@ -161,6 +189,7 @@ class Peers:
             peer.link = link
             if link.lane is not None:
                 peer.open_account(link.lane)
+                self._lanes.add(link.lane)
             waiting, peer.waiting = peer.waiting, []
             for frame in waiting:
                 self.put(link, frame)
@@ -260,6 +289,27 @@ class Peers:
             link.close()  # a second connection: we never send on it
         if not peer.links:
             self._verdict.silent(link.peer)
+
+    def drop(self, peer: Peer) -> None:
+        """Hear nothing more of a peer, whatever may still be on its way."""
+        for link in list(peer.links):
+            self._drop(link)
+
+    def leave_alone(self, peer: Peer) -> None:
+        """Nothing will come from this peer or go there any more: nobody need look at its lane."""
+        if peer.link is not None and peer.link.lane is not None:
+            self._crank.unwatch(peer.link.lane)
+            self._lanes.remove(peer.link.lane)
+
+    def forget(self, ident: int) -> None:
+        """Give back all that is known of a peer that is over."""
+        peer = self.known.pop(ident)
+        assert peer.ended is not None
+        if peer.link is not None:
+            peer.link.close()
+        self._gone[ident] = peer.ended
+        if len(self._gone) > REMEMBERED:
+            del self._gone[next(iter(self._gone))]
 
     def close(self) -> None:
         """Drop all links at once."""

@@ -86,6 +86,8 @@ class ShmLink(StreamLink):
 
     def hear(self) -> None:
         """Something came over the socket: the greeting, the bell, the end."""
+        if self._greeted and self.lane.hush():
+            return
         while not self._hung_up:
             try:
                 data, fds, _, _ = socket.recv_fds(self._socket, 4096, _DESCRIPTORS)

@@ -4,12 +4,15 @@ Where nothing else is said, one thread drives all endpoints turn by turn, so tha
 written down.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from joined import MEDIA, move, settle
 
 from rmpi.deadline import Deadline
 from rmpi.errors import ChannelClosed, DeadlineExceeded, PeerExited, PeerLost
+from rmpi.transport import peers
 from rmpi.transport.endpoint import Endpoint
 from rmpi.transport.matching import ANY
 from rmpi.transport.media import why_no_shm
@@ -19,6 +22,9 @@ BOX = 0x0B0C_0000_0000_0002
 ELSEWHERE = BOX + 2
 SERVER = 1 << 20 | 1
 CLIENT = 1 << 20 | 2
+
+GONE = PeerLost("it was killed")
+both_ends = pytest.mark.parametrize("error", [GONE, PeerExited("it has ended")], ids=["killed", "ended"])
 
 
 @pytest.fixture
@@ -190,7 +196,7 @@ def test_a_route_is_for_sending_until_it_is_closed(pair):
 # -- peers that end -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("error", [PeerLost("it was killed"), PeerExited("it has ended")], ids=["killed", "ended"])
+@both_ends
 def test_the_end_of_one_peer_ends_what_waits_for_that_one_alone(new, join, error):
     server, clients = new(SERVER), [new(CLIENT), new(CLIENT + 1)]
     server.open_box(BOX)
@@ -221,3 +227,111 @@ def test_nobody_sends_to_a_box_of_who_has_ended(pair):
     settle(client)
     with pytest.raises(PeerLost, match="killed"):
         client.send(SERVER, BOX, 0, "too late")
+
+
+# -- forgetting -----------------------------------------------------------------------------------------------
+
+
+def known_of_peers(endpoint):
+    """Everything that an endpoint keeps for some peer."""
+    crank, shortcuts = endpoint.crank, endpoint._shortcuts
+    bell = {crank._bell}
+    return [
+        *endpoint._peers.known.keys() - {endpoint.ident},
+        *crank._ready.keys() - bell,
+        *crank._stirred,
+        *crank._lane_at,
+        *shortcuts._lanes,
+        *endpoint._incoming._landings,
+    ]
+
+
+def descriptors():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def end(endpoint, ident, error=GONE):
+    endpoint.crank.post(lambda: endpoint.peer_ended(ident, error))
+
+
+def forget(endpoint, ident, **how):
+    endpoint.crank.post(lambda: endpoint.forget(ident, **how))
+
+
+@pytest.mark.parametrize("told_first", [True, False])
+@both_ends
+def test_a_peer_that_has_ended_is_forgotten_with_all_that_belongs_to_it(pair, error, told_first):
+    server, client = pair
+    client.send(SERVER, BOX, 1, "last words")
+    client.start_send(SERVER, BOX, 2, bytes(1 << 20))
+    settle(server, turns=2)  # it is granted, and no byte of it will come
+    if not told_first:
+        client.close()
+        settle(server)
+    end(server, CLIENT, error)
+    forget(server, CLIENT)
+    settle(server)
+    client.close()
+    settle(server)
+    assert known_of_peers(server) == []
+    assert received(server) == ("last words", CLIENT, 1)
+    with pytest.raises(type(error)):
+        server.receive(BOX, CLIENT, ANY)
+    with pytest.raises(type(error)):
+        server.send(CLIENT, BOX, 0, None)
+    assert known_of_peers(server) == []
+
+
+def test_a_peer_is_not_forgotten_before_it_has_ended(pair):
+    server, client = pair
+    forget(server, CLIENT)
+    client.send(SERVER, BOX, 0, "I am here")
+    settle(server, client)
+    assert received(server)[0] == "I am here"
+    client.finish()
+    client.close()
+    settle(server)
+    assert known_of_peers(server) == []
+
+
+def test_a_peer_whose_links_never_end_is_forgotten_at_once_if_that_is_asked(pair):
+    server, _client = pair
+    end(server, CLIENT)
+    forget(server, CLIENT)
+    settle(server)
+    assert known_of_peers(server) != []
+    forget(server, CLIENT, at_once=True)
+    settle(server)
+    assert known_of_peers(server) == []
+
+
+def test_a_link_that_comes_after_its_peer_was_forgotten_is_closed(new, join):
+    server, client = new(SERVER), new(CLIENT)
+    for what in (end, forget):
+        what(server, CLIENT)
+    join(server, client)
+    assert known_of_peers(server) == []
+
+
+def test_many_peers_come_and_go_and_nothing_of_them_stays(new, monkeypatch):
+    """Of those that were forgotten it is known that they have ended; of those long ago, not even that."""
+    monkeypatch.setattr(peers, "REMEMBERED", 20)
+    server = new(SERVER)
+    server.open_box(BOX)
+    settle(server)
+    before = descriptors()
+    for ident in range(CLIENT, CLIENT + 200):
+        client = Endpoint(ident, lambda _peer: None)
+        MEDIA["shm" if why_no_shm() is None else "unix"](server, client)
+        settle(server, client, turns=2)
+        client.open_route(BOX, SERVER)
+        client.send(SERVER, BOX, 0, ident)
+        assert received(server)[0] == ident
+        client.finish()
+        client.close()
+        end(server, ident, PeerExited("it has ended"))
+        forget(server, ident)
+        settle(server, turns=2)
+    assert known_of_peers(server) == []
+    assert len(server._peers._gone) == 20
+    assert descriptors() == before
