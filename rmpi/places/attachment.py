@@ -52,13 +52,12 @@ class Attachment(ABC):
         self.endpoint.crank.register(control.fileno(), self._ready)
 
     def _make_endpoint(self, ident: int, *, crowded: bool, unmatched_limit: int) -> Endpoint:
-        from rmpi.transport.crank import SPIN
         from rmpi.transport.endpoint import Endpoint
 
         return Endpoint(
             ident,
             lambda peer: self._links.connect(peer),
-            spin=float(os.environ.get("RMPI_SPIN", SPIN)),
+            spin=spin_seconds(),
             crowded=crowded,
             unmatched_limit=unmatched_limit,
             name_of=self._name_of,
@@ -110,3 +109,10 @@ class Attachment(ABC):
     @abstractmethod
     def _neighbours(self) -> int:
         """How many endpoints share the memory that this machine has for rings, this one included."""
+
+
+def spin_seconds() -> float:
+    """How long to look before sleeping, unless the environment says otherwise."""
+    from rmpi.transport.crank import SPIN
+
+    return float(os.environ.get("RMPI_SPIN", SPIN))

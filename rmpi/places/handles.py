@@ -298,7 +298,6 @@ class Command:
     Attributes:
         node: Where.
         name: By which it is found; "" if it has none.
-        label: What errors call it: ``"bank on host2"``.
     """
 
     def __init__(self, member: Member, number: int, node: Node, name: str, label: str, policy: Policy) -> None:
@@ -307,12 +306,17 @@ class Command:
         self._number = number
         self.node = node
         self.name = name
-        self.label = label
+        self._label = label
         self._fate = member.fate(number)
         if policy.instead is not None or policy.on_final_fail is not None:
             threading.Thread(
                 target=self._follow_policy, args=(policy,), name=f"rmpi follows {label}", daemon=True
             ).start()
+
+    @property
+    def label(self) -> str:
+        """What errors call it: ``"bank on host2"``."""
+        return self._label
 
     @property
     def pid(self) -> int:
@@ -404,7 +408,7 @@ class Place(Channel, Command):
     ) -> None:
         """For `Node.spawn`."""
         Command.__init__(self, member, number, node, name, label, policy)
-        Channel.__init__(self, member, place_address(member, number, label), box=box)
+        Channel.__init__(self, member, place_address(member, number, label), box=box, announces=True)
 
 
 def place_address(member: Member, number: int, label: str) -> Address:

@@ -66,7 +66,7 @@ def _forward_logs(member: Member) -> None:
 def _run(member: Member) -> None:
     """The call of a place that is a process."""
     enrolled = member.enrolled
-    mailbox = Mailbox(member, enrolled.place, _owner(member, enrolled.owner, enrolled.reply), enrolled.label)
+    mailbox = _mailbox(member, enrolled.place, enrolled.owner, enrolled.reply)
     begin = _prepared(member, 0, enrolled.parcel, mailbox)
     if begin is None:
         sys.exit(CRASHED)
@@ -74,8 +74,9 @@ def _run(member: Member) -> None:
     begin()
 
 
-def _owner(member: Member, endpoint: int, box: int) -> Address:
-    return Address(member.system, 0, endpoint, box, "whoever spawned this place")
+def _mailbox(member: Member, place: int, owner: int, reply: int) -> Mailbox:
+    parent = Address(member.system, 0, owner, reply, "whoever spawned this place") if reply else None
+    return Mailbox(member, member.inbox_of(place), parent)
 
 
 def _prepared(member: Member, place: int, parcel: bytes, mailbox: Mailbox) -> Callable[[], object] | None:
@@ -136,7 +137,7 @@ class ThreadHost:
     def run(self) -> None:
         """Wait for orders, for ever: the place is ended from outside."""
         self._member.tell(Started(0))
-        inbox = Mailbox(self._member, self._member.enrolled.place, _owner(self._member, 0, 0), "threads")
+        inbox = _mailbox(self._member, self._member.enrolled.place, 0, 0)
         inbox.get()  # makes progress; nobody knows this place, so nothing comes
 
     def _ordered(self, order: RunThread | StopThread) -> None:
@@ -155,7 +156,7 @@ class ThreadHost:
 
     def _run_one(self, order: RunThread) -> None:
         member, place = self._member, order.place
-        mailbox = Mailbox(member, place, _owner(member, order.owner, order.reply), order.label)
+        mailbox = _mailbox(member, place, order.owner, order.reply)
         self._mailboxes[place] = mailbox
         begin = _prepared(member, place, order.parcel, mailbox)
         if begin is not None:

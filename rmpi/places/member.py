@@ -10,7 +10,6 @@ import itertools
 import logging
 import select
 from collections.abc import Callable
-from hashlib import blake2b
 from typing import Any
 
 import msgpack
@@ -18,8 +17,8 @@ import msgpack
 from rmpi import errors
 from rmpi.deadline import Deadline
 from rmpi.errors import DeadlineExceeded, LaunchError, PeerExited, PeerLost, RmpiError
-from rmpi.places.attachment import Attachment
-from rmpi.places.channel import Whereabouts
+from rmpi.places import membership
+from rmpi.places.attachment import Attachment, spin_seconds
 from rmpi.places.control import Control, wait_for
 from rmpi.places.messages import Joined, Left, Message
 from rmpi.places.place import WELCOME_LIMIT
@@ -37,20 +36,11 @@ from rmpi.places.system_messages import (
     RunThread,
     StopThread,
 )
+from rmpi.places.whereabouts import Whereabouts
+from rmpi.transport.endpoint import Endpoint
 from rmpi.transport.operation import Operation
 
-BOX_BITS = 62
-"""Of the number of a box. It is even and also travels as a tag, which is below 2**63."""
-
 News = PlaceAt | PlaceDown | PlaceGone | PlaceShown
-
-
-def box_of(system: int, *owner: int) -> int:
-    """The number of a box: of a place's inbox, if its number is all that is given."""
-    digest = blake2b(digest_size=8, key=system.to_bytes(8, "little"))
-    for number in owner:
-        digest.update(number.to_bytes(8, "little"))
-    return int.from_bytes(digest.digest(), "little") >> (64 - BOX_BITS) << 1
 
 
 class Fate:
@@ -130,6 +120,16 @@ class Member(Attachment):
         )
         self._tell(Joined())
 
+    def _make_endpoint(self, ident: int, *, crowded: bool, unmatched_limit: int) -> Endpoint:
+        return membership.new_endpoint(
+            ident,
+            lambda peer: self._links.connect(peer),
+            spin=spin_seconds(),
+            crowded=crowded,
+            unmatched_limit=unmatched_limit,
+            name_of=self._name_of,
+        )
+
     @property
     def system(self) -> int:
         """The number of the system."""
@@ -137,11 +137,11 @@ class Member(Attachment):
 
     def new_box(self) -> int:
         """The number of a box that there was not yet."""
-        return box_of(self.system, self.endpoint.ident, next(self._numbers))
+        return membership.box_number(self.system, self.endpoint.ident, next(self._numbers))
 
     def inbox_of(self, place: int) -> int:
         """The number of the box in which a place gets its messages, before and after a restart."""
-        return box_of(self.system, place)
+        return membership.box_number(self.system, place)
 
     def describe(self, endpoint: int) -> str:
         """What to call whoever is behind an endpoint."""
@@ -180,7 +180,7 @@ class Member(Attachment):
 
     def whereabouts(self, place: int) -> Whereabouts:
         """Where that place is, kept up to date from now on."""
-        fresh = Whereabouts(place)
+        fresh = Whereabouts(place, f"place {place}")
         known = self._whereabouts.setdefault(place, fresh)
         if known is fresh:
             self._tell(Follow(place))
@@ -239,17 +239,29 @@ class Member(Attachment):
         match news:
             case PlaceAt(_, endpoint, label):
                 self._labels[endpoint] = whereabouts.label = label
-                whereabouts.moved(endpoint)
-            case PlaceDown(_, cause):
-                whereabouts.down(PeerLost(f"{whereabouts.label} has failed: {cause}; it will be restarted"))
+                if whereabouts.endpoint != endpoint:  # it is told to each that asks
+                    whereabouts.moved(endpoint)
+            case PlaceDown(_, cause, _):
+                why = PeerLost(f"{whereabouts.label} has ended ({cause}), and is to be restarted")
+                self._end_peer(whereabouts.endpoint, why)
+                whereabouts.down(why)
             case PlaceGone(_, cause, _, failed):
-                kind, how = (PeerLost, "has failed") if failed else (PeerExited, "has ended")
-                whereabouts.gone(kind(f"{whereabouts.label} {how}: {cause}"))
+                final = _ending(whereabouts.label, cause, failed)
+                self._end_peer(whereabouts.endpoint, final)
+                whereabouts.gone(final)
 
     def _endpoint_gone(self, gone: EndpointGone) -> None:
-        self._labels.pop(gone.endpoint, None)
-        kind, how = (PeerLost, "has failed") if gone.failed else (PeerExited, "has ended")
-        self.endpoint.peer_ended(gone.endpoint, kind(f"{gone.label} {how}: {gone.cause}"))
+        """A process has ended; what is to become of its place follows."""
+        error = _ending(gone.label, gone.cause, gone.failed)
+        self._end_peer(gone.endpoint, error)
+        for whereabouts in tuple(self._whereabouts.values()):
+            if whereabouts.endpoint == gone.endpoint:
+                whereabouts.down(error)
+
+    def _end_peer(self, endpoint: int, error: PeerLost) -> None:
+        if endpoint:
+            self._labels.pop(endpoint, None)
+            self.endpoint.peer_ended(endpoint, error)
 
     def _lost_router(self) -> None:
         lost = PeerLost("the system has ended: this process has no head any more")
@@ -287,6 +299,10 @@ class ForwardLogs(logging.Handler):
             self._member.log(Record(record.levelno, record.name, self.format(record), record.created))
         except Exception:
             self.handleError(record)
+
+
+def _ending(label: str, cause: str, failed: bool) -> PeerLost:
+    return PeerLost(f"{label} has failed: {cause}") if failed else PeerExited(f"{label} has ended: {cause}")
 
 
 def _error_of(name: str, text: str) -> RmpiError:

@@ -30,7 +30,7 @@ LOCAL_NAMES = (None, "", "localhost")
 
 def member_of_this_process() -> Member:
     """This process in its system; a program that has none yet begins one."""
-    member = membership.current()
+    member = membership.current()  # of what was joined last; or one of a process that has only itself
     return member if isinstance(member, Member) else system_of_this_process().member
 
 

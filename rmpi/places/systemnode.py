@@ -153,6 +153,9 @@ class SystemNode(Node):
     def _pumped(self, message: Carry | Carried) -> None:
         self._outside.send(HEAD, message)
 
+    def _relayed_all(self) -> None:
+        """More may come: a node of a system does not end of itself."""
+
     def signal_place(self, order: SignalPlace) -> None:
         """Send a signal to a place and what it started."""
         if self._spawner is not None:
