@@ -54,7 +54,10 @@ class Lane:
         """
 
     def hush(self) -> bool:
-        """Take the bytes with which the bell was rung; of a socket lane, none. False: it is not those that came."""
+        """The descriptor is readable: take the bytes with which the bell was rung. False: that is not what came.
+
+        Of a socket lane: nothing is taken; whether what came is for ports.
+        """
 
     def empty(self) -> bool:
         """Nothing is there to be read."""
@@ -94,11 +97,14 @@ class Hub:
         nothing: object,
         spin: float,
         yields: bool,
+        epoll: int,
     ) -> Hub: ...
     def add(self, lane: Lane, /) -> None:
         """Use this lane for messages to and from its peer, in place of any other."""
 
     def remove(self, lane: Lane, /) -> None: ...
+    def clear(self) -> None:
+        """Remove all of them."""
 
 class Port:
     """The short cut of small messages in one context; what it does not do, it leaves untouched.

@@ -96,6 +96,10 @@ class Crank:
         self._ready: dict[int, Ready] = {}
         self.register(self._bell, lambda _mask: self._hush())
 
+    def fileno(self) -> int:
+        """The epoll that tells of everything but lanes over shared memory that are not armed."""
+        return self._epoll.fileno()
+
     def register(self, fd: int, ready: Ready) -> None:
         """Call ``ready`` from within a turn whenever ``fd`` is readable."""
         self._ready[fd] = ready
@@ -113,15 +117,14 @@ class Crank:
         self._rings = _ring
         self._stirred[lane] = stirred
         self._lane_at[lane.fd] = lane
-        self._list_lanes()
+        self._lanes.append(lane)
+        if not lane.socket:
+            self._spinning.append(lane)
 
     def unwatch(self, lane: Lane) -> None:
         if self._lane_at.get(lane.fd) is lane:
             del self._lane_at[lane.fd]
         self._stirred.pop(lane, None)
-        self._list_lanes()
-
-    def _list_lanes(self) -> None:
         self._lanes = list(self._stirred)
         self._spinning = [lane for lane in self._lanes if not lane.socket]
 
@@ -421,7 +424,8 @@ class Crank:
         self.closed = True
         self._ready.clear()
         self._stirred.clear()
-        self._list_lanes()
+        self._lanes.clear()
+        self._spinning.clear()
         if self.leads:
             self._rouse()
         else:

@@ -676,6 +676,7 @@ class Endpoint:
             self._incoming.fail_all(error)
             self._outgoing.fail_all(error)
             self._peers.close()
+            self._shortcuts.clear()
             self.crank.close()
         self.call_back(self._continue)
 
@@ -687,6 +688,7 @@ class Endpoint:
         """
         self.crank.disown()
         self._peers.close()
+        self._shortcuts.clear()
 
     def __repr__(self) -> str:
         return f"<Endpoint {self.ident:#x}: {len(self._peers.known)} peers, {self._incoming.unmatched} bytes unmatched>"

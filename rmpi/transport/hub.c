@@ -51,6 +51,7 @@ static PyObject *Hub_add(Hub *hub, PyObject *object)
     Lane *lane = (Lane *)object;
     Py_ssize_t at = place_of(hub, lane->peer);
     if (at < hub->count && hub->lanes[at]->peer == lane->peer) {
+        hub->sockets += lane->socket - hub->lanes[at]->socket;
         replace((PyObject **)&hub->lanes[at], Py_NewRef(object));
         Py_RETURN_NONE;
     }
@@ -60,6 +61,7 @@ static PyObject *Hub_add(Hub *hub, PyObject *object)
     memmove(hub->lanes + at + 1, hub->lanes + at, (size_t)(hub->count - at) * sizeof(Lane *));
     hub->lanes[at] = (Lane *)Py_NewRef(object);
     hub->count++;
+    hub->sockets += lane->socket;
     Py_RETURN_NONE;
 }
 
@@ -68,6 +70,7 @@ static PyObject *Hub_remove(Hub *hub, PyObject *lane)
     for (Py_ssize_t at = 0; at < hub->count; at++) {
         if ((PyObject *)hub->lanes[at] == lane) {
             hub->count--;
+            hub->sockets -= hub->lanes[at]->socket;
             memmove(hub->lanes + at, hub->lanes + at + 1, (size_t)(hub->count - at) * sizeof(Lane *));
             Py_DECREF(lane);
             break;
@@ -76,13 +79,20 @@ static PyObject *Hub_remove(Hub *hub, PyObject *lane)
     Py_RETURN_NONE;
 }
 
+static PyObject *Hub_clear(Hub *hub, PyObject *Py_UNUSED(none))
+{
+    hub->sockets = 0;
+    while (hub->count) {
+        Py_DECREF((PyObject *)hub->lanes[--hub->count]);
+    }
+    Py_RETURN_NONE;
+}
+
 static void Hub_dealloc(Hub *hub)
 {
     PyTypeObject *type = Py_TYPE((PyObject *)hub);
     PyObject_GC_UnTrack(hub);
-    for (Py_ssize_t i = 0; i < hub->count; i++) {
-        Py_DECREF((PyObject *)hub->lanes[i]);
-    }
+    Py_DECREF(Hub_clear(hub, NULL));
     PyMem_Free(hub->lanes);
     for (int i = 0; i < DESCRIBED; i++) {
         Py_XDECREF(hub->described[i].dtype);
@@ -107,13 +117,13 @@ static PyObject *Hub_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"broken",   "locked",    "acquire", "release", "threads",    "array_type",
                             "describe", "new_array", "dumps",   "loads",   "adopt_send", "adopt_receive",
-                            "nothing",  "spin",      "yields",  NULL};
+                            "nothing",  "spin",      "yields",  "epoll",   NULL};
     double seconds;
-    int yields;
+    int yields, epoll;
     PyObject *o[REFERENCES];
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OOOOOOOOOOOOdp", names, &PyDict_Type, &o[0], &o[1], &o[2], &o[3],
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OOOOOOOOOOOOdpi", names, &PyDict_Type, &o[0], &o[1], &o[2], &o[3],
                                      &o[4], &o[5], &o[6], &o[7], &o[8], &o[9], &o[10], &o[11], &o[12], &seconds,
-                                     &yields)) {
+                                     &yields, &epoll)) {
         return NULL;
     }
     allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
@@ -132,12 +142,14 @@ static PyObject *Hub_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     }
     hub->most_spin = (long long)(seconds * 1e9);
     hub->yields = (char)yields;
+    hub->epoll = epoll;
     return (PyObject *)hub;
 }
 
 static PyMethodDef hub_methods[] = {
     {"add", (PyCFunction)Hub_add, METH_O, NULL},
     {"remove", (PyCFunction)Hub_remove, METH_O, NULL},
+    {"clear", (PyCFunction)Hub_clear, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

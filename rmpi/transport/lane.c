@@ -244,18 +244,33 @@ bool lane_stirs(Lane *lane)
            (lane->wants_room && has_out(lane) && ring_room(&lane->out, 1) > 0);
 }
 
-/* Raise the flags of what this side waits for. Whether it must not sleep. */
-static bool lane_arm(Lane *lane)
+/* Raise the flags of what this side waits for; a fence follows, and then `must_wake`. */
+static void raise_flags(Lane *lane)
+{
+    lane->asleep = lane->socket;
+    if (!lane->socket && has_in(lane)) {
+        ring_raise_reader(&lane->in);
+    }
+    if (!lane->socket && lane->wants_room && has_out(lane)) {
+        ring_raise_writer(&lane->out);
+    }
+}
+
+/* Whether this side must not sleep. */
+static bool must_wake(Lane *lane)
 {
     if (lane->socket) {
-        lane->asleep = 1;
         return socket_stirs(lane);
     }
-    bool ready = has_in(lane) && ring_arm_reader(&lane->in);
-    if (lane->wants_room && has_out(lane)) {
-        ready = ring_arm_writer(&lane->out) || ready;
-    }
-    return ready;
+    return (has_in(lane) && ring_has_bytes(&lane->in)) ||
+           (lane->wants_room && has_out(lane) && ring_has_room(&lane->out));
+}
+
+static bool lane_arm(Lane *lane)
+{
+    raise_flags(lane);
+    atomic_thread_fence(memory_order_seq_cst);
+    return must_wake(lane);
 }
 
 static PyObject *torn(const Lane *lane)
@@ -361,8 +376,8 @@ static PyObject *Lane_hush(Lane *lane, PyObject *Py_UNUSED(none))
 {
     char rung[64];
     ssize_t count = sizeof rung;
-    if (lane->socket) {
-        Py_RETURN_TRUE; /* what is in it is for whoever reads the lane */
+    if (lane->socket) { /* what is in it is for a port, if there is more than its end, and ports may read it */
+        return PyBool_FromLong(lane->quick && !lane->hung_up);
     }
     if (!has_in(lane)) {
         Py_RETURN_FALSE; /* the greeting may be in it */
@@ -511,7 +526,11 @@ PyObject *arm_all(PyObject *Py_UNUSED(module), PyObject *list)
     }
     bool ready = false;
     for (Py_ssize_t i = 0; i < count; i++) {
-        ready = lane_arm(lanes[i]) || ready;
+        raise_flags(lanes[i]);
+    }
+    atomic_thread_fence(memory_order_seq_cst);
+    for (Py_ssize_t i = 0; i < count && !ready; i++) {
+        ready = must_wake(lanes[i]);
     }
     let_go(lanes, count);
     return PyBool_FromLong(ready);

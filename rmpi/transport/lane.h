@@ -72,6 +72,7 @@ typedef struct {
     char socket;
     char asleep;  /* somebody sleeps over the socket: what comes must stay in it, to wake him */
     char hung_up; /* nothing more will come out of the socket */
+    char ready;   /* the epoll has said that the socket has something */
     char exactly; /* a payload comes next: it shall not be read together with the header before it */
     char closed;
     char edge;       /* the reader of frames stands between two frames */

@@ -37,7 +37,8 @@ typedef struct {
     long long most_spin; /* nanoseconds */
     char yields;
     Lane **lanes; /* to all peers, in the order of their numbers; held */
-    Py_ssize_t count, room;
+    Py_ssize_t count, room, sockets;
+    int epoll; /* the endpoint's; open as long as there are lanes */
 } Hub;
 
 typedef struct {

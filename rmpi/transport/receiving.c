@@ -2,8 +2,14 @@
 
 #include "port.h"
 
+#include <sys/epoll.h>
+
 /* Messages received by the short cut before the caller must look at everything else (sockets, failures). */
 #define LOOK_AROUND 1024
+
+/* Sockets beyond which the epoll is asked about all, instead of each about itself; and what it tells at once. */
+#define FEW_SOCKETS 2
+#define MOST_EVENTS 16
 
 enum verdict prepare_out(Port *port, PyObject *out, Wanted *wanted)
 {
@@ -288,16 +294,60 @@ static PyObject *receive_large(Port *port, Lane *lane, Inbound *in, long long ra
     return value;
 }
 
+static Lane *lane_of(const Hub *hub, int socket)
+{
+    for (Py_ssize_t i = 0; i < hub->count; i++) {
+        if (hub->lanes[i]->socket && !hub->lanes[i]->closed && hub->lanes[i]->fd == socket) {
+            return hub->lanes[i];
+        }
+    }
+    return NULL;
+}
+
+/* Ask which sockets have something, in one system call for all of them. False: something has that is no lane's. */
+static bool ask_epoll(const Hub *hub)
+{
+    struct epoll_event events[MOST_EVENTS];
+    int count = epoll_wait(hub->epoll, events, MOST_EVENTS, 0);
+    bool ours = true;
+    for (int i = 0; i < count; i++) {
+        Lane *lane = lane_of(hub, events[i].data.fd);
+        if (lane != NULL) {
+            lane->ready = 1;
+        } else {
+            ours = false;
+        }
+    }
+    return ours;
+}
+
+/* Whether something comes on a lane; `asked`: of a socket the epoll has told it. */
+static bool brings(Lane *lane, bool asked)
+{
+    if (lane == NULL || !lane->quick || !has_in(lane)) {
+        return false;
+    }
+    if (!asked || !lane->socket || lane->ready) {
+        lane->ready = 0;
+        return lane_readable(lane, 1) > 0;
+    }
+    return ring_readable(&lane->in, 1) > 0;
+}
+
 /* One from which something comes; the first look goes to that after the last. NULL: there is none. */
 static Lane *find_lane(Port *port, long long *rank)
 {
     Wait wait = {0, 0};
     do {
         Py_ssize_t count = lane_count(port);
+        bool asked = port->open && port->hub->sockets > FEW_SOCKETS;
+        if (asked && !ask_epoll(port->hub)) {
+            return NULL;
+        }
         for (Py_ssize_t i = 0; i < count; i++) {
             Py_ssize_t at = port->turn + i < count ? port->turn + i : (port->turn + i) % count;
             Lane *lane = lane_at(port, at);
-            if (lane != NULL && lane->quick && has_in(lane) && lane_readable(lane, 1) > 0) {
+            if (brings(lane, asked)) {
                 port->turn = at + 1;
                 *rank = port->open ? (long long)lane->peer : at;
                 return lane;

@@ -112,13 +112,14 @@ static inline bool ring_consume(struct ring *ring, uint64_t count)
            atomic_exchange_explicit(&ring->shared->writer_sleeps, 0, memory_order_relaxed);
 }
 
-/* The reader is about to sleep. True: it must not, there is something to read. */
-static inline bool ring_arm_reader(struct ring *ring)
+/* The reader is about to sleep, over any number of rings: it raises the flags of all, then comes one sequentially
+   consistent fence, and then it must not sleep if any has bytes. */
+static inline void ring_raise_reader(struct ring *ring)
 {
     atomic_store_explicit(&ring->shared->reader_sleeps, 1, memory_order_relaxed);
-    atomic_thread_fence(memory_order_seq_cst);
-    return ring_readable(ring, UINT64_MAX) > 0 || ring->corrupt;
 }
+
+static inline bool ring_has_bytes(struct ring *ring) { return ring_readable(ring, UINT64_MAX) > 0 || ring->corrupt; }
 
 /* ------------------------------------------------------------------------------------------------ the writer's side */
 
@@ -162,12 +163,12 @@ static inline bool ring_sleeper(struct ring *ring)
            atomic_exchange_explicit(&ring->shared->reader_sleeps, 0, memory_order_relaxed);
 }
 
-/* The writer is about to sleep, because there was no room. True: it must not, there is some. */
-static inline bool ring_arm_writer(struct ring *ring)
+/* The writer is about to sleep, because there was no room; as `ring_raise_reader`. */
+static inline void ring_raise_writer(struct ring *ring)
 {
     atomic_store_explicit(&ring->shared->writer_sleeps, 1, memory_order_relaxed);
-    atomic_thread_fence(memory_order_seq_cst);
-    return ring_room(ring, UINT64_MAX) > 0 || ring->corrupt;
 }
+
+static inline bool ring_has_room(struct ring *ring) { return ring_room(ring, UINT64_MAX) > 0 || ring->corrupt; }
 
 #endif

@@ -147,6 +147,7 @@ class Shortcuts:
                 NOTHING,
                 self._crank.spin,
                 self._crank.crowded,
+                self._crank.fileno(),
             )
         return self._hub
 
@@ -164,6 +165,12 @@ class Shortcuts:
         self._made_hub().add(lane)
         for port in self._ports:
             port.attach(lane)
+
+    def clear(self) -> None:
+        """There are no lanes any more, nor an epoll to ask about them."""
+        self._lanes.clear()
+        if self._hub is not None:
+            self._hub.clear()
 
     def remove(self, lane: Lane) -> None:
         """Nothing comes or goes on it any more."""

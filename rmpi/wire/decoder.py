@@ -30,6 +30,9 @@ from rmpi.wire.frames import HEADER_SIZE, METADATA_LIMIT, Frame, Kind, decode_he
 STAGING = 64 << 10
 """Bytes of the staging buffer; at least a header with the longest metadata."""
 
+FEW = 512
+"""Bytes of the staging buffer that suffice for most frames, where nothing is read ahead."""
+
 LARGE = 16 << 10
 """Bytes of payload from which the next read asks for one header only."""
 
@@ -52,7 +55,7 @@ class FrameDecoder:
     def __init__(self, lend: Lend, *, ahead: bool = True) -> None:
         self._lend = lend
         self._ahead = ahead
-        self._staging = memoryview(bytearray(STAGING))
+        self._staging = memoryview(bytearray(STAGING if ahead else FEW))
         self._start = 0  # of what is staged and not yet parsed
         self._end = 0
         self._want = 0 if ahead else HEADER_SIZE  # bytes missing to parse what is staged; 0: as many as come
@@ -65,6 +68,8 @@ class FrameDecoder:
         if self._views:
             return self._views[-1]
         if self._want:
+            if self._end + self._want > len(self._staging):
+                self._grow()
             return self._staging[self._end : self._end + self._want]
         return self._staging[self._end :]
 
@@ -170,6 +175,12 @@ class FrameDecoder:
                 self._views.pop()
             else:
                 self._views[-1] = view[count:]
+
+    def _grow(self) -> None:
+        """Have room for the longest metadata."""
+        staging = memoryview(bytearray(STAGING))
+        staging[: self._end] = self._staging[: self._end]
+        self._staging = staging
 
     def _compact(self) -> None:
         have = self._end - self._start

@@ -203,10 +203,12 @@ static void *work(void *argument)
         if (side->looks && side->looks--) {
             continue;
         }
-        bool ready = ring_arm_reader(&side->in);
+        ring_raise_reader(&side->in);
         if (side->writing) {
-            ready = ring_arm_writer(&side->out) || ready;
+            ring_raise_writer(&side->out);
         }
+        atomic_thread_fence(memory_order_seq_cst);
+        bool ready = ring_has_bytes(&side->in) || (side->writing && ring_has_room(&side->out));
         if (!ready && !over(side)) {
             wait_for_bell(side);
         }
