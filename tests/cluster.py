@@ -352,6 +352,26 @@ class Cluster:
     def mend(self, machine: Machine) -> None:
         self._ip(self.switch, [f"link set {machine.name} master br0"])
 
+    @contextlib.contextmanager
+    def parted(self, one: Machine, other: Machine, *, silently: bool) -> Iterator[None]:
+        """Within the block these two cannot reach each other, though others reach both.
+
+        Args:
+            silently: What they send to each other is lost, as behind a firewall that drops it; else it is refused.
+        """
+        rule = "route {} prohibit {}/32"
+        undo = rule
+        if silently:  # to an address of the bridge's network that no machine has
+            rule, undo = "neigh {} {} lladdr 02:00:00:00:00:99 dev eth0 nud permanent", "neigh {} {} dev eth0"
+        pairs = ((one, other), (other, one))
+        for machine, far in pairs:
+            self._ip(machine.spaces, [rule.format("replace", far.address)])
+        try:
+            yield
+        finally:
+            for machine, far in pairs:
+                self._ip(machine.spaces, [undo.format("del", far.address)])
+
     def limit(self, machine: Machine, rate: str) -> None:
         """At most ``rate`` (in the words of tc: ``"10mbit"``) from it and to it, each."""
         for spaces, device in ((machine.spaces, "eth0"), (self.switch, machine.name)):

@@ -37,6 +37,7 @@ PURE = (
     "rmpi/places/deadlock.py",
     "rmpi/places/messages.py",
     "rmpi/places/router.py",
+    "rmpi/places/routes.py",
     "rmpi/places/supervisor.py",
     "rmpi/places/hosts.py",
     "rmpi/places/wording.py",

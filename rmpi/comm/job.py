@@ -35,6 +35,7 @@ from rmpi.errors import DeadlineExceeded, UsageError
 from rmpi.places.hosts import HostSpec, is_local, parse_host_list
 from rmpi.places.parcels import Call
 from rmpi.places.printing import OutputTo, Printer
+from rmpi.places.routes import ROUTES
 from rmpi.places.surroundings import booter, interpreters, own_names, passed_on, read_hostfile
 
 T = TypeVar("T")
@@ -70,6 +71,7 @@ def launch(
     directory: str | os.PathLike[str] | None = None,
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
     preload: Sequence[str] = (),
+    route: str = "auto",
     rsh_agent: str | None = None,
     start_timeout: float = 60.0,
     kill_grace: float = 5.0,
@@ -92,6 +94,7 @@ def launch(
     directory: str | os.PathLike[str] | None = None,
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
     preload: Sequence[str] = (),
+    route: str = "auto",
     rsh_agent: str | None = None,
     start_timeout: float = 60.0,
     kill_grace: float = 5.0,
@@ -113,6 +116,7 @@ def launch(
     directory: str | os.PathLike[str] | None = None,
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
     preload: Sequence[str] = (),
+    route: str = "auto",
     rsh_agent: str | None = None,
     start_timeout: float = 60.0,
     kill_grace: float = 5.0,
@@ -147,6 +151,8 @@ def launch(
         overrides: What single hosts have instead of those three:
             ``{"node2": {"python": "/opt/py/bin/python", "environment": {"OMP_NUM_THREADS": "2"}}}``.
         preload: Modules that all ranks share, imported once per host.
+        route: How data goes between hosts: ``"auto"``: directly, or through the ssh sessions where a firewall is in the
+            way; ``"direct"``: never through them, that is an error; ``"relay"``: always, and no port is opened.
         rsh_agent: A program to reach other hosts with, instead of our own ssh.
         start_timeout: Seconds until all ranks must have started.
         kill_grace: Seconds between asking ranks to end and killing them.
@@ -160,7 +166,7 @@ def launch(
             killed or ended otherwise; its notes name rank and host, and hold the rank's traceback.
         DeadlineExceeded: ``timeout`` passed. Its notes say where each rank was.
         LaunchError: A host, or the job, could not be started; nothing of it is left.
-        UsageError: Something cannot be pickled, or ``overrides`` name what there is not.
+        UsageError: Something cannot be pickled, or ``overrides`` or ``route`` name what there is not.
         KeyboardInterrupt: Ctrl-C, which is one in every rank too; they have ended. A second one kills them.
 
     With ``wait=True`` nothing of the job is left when this returns or raises.
@@ -180,6 +186,7 @@ def launch(
         start_timeout=start_timeout,
         settle=SETTLE,
         kill_grace=kill_grace,
+        route=_route(route),
         preload=tuple(preload),
         own=_own(overrides or {}, placement),
     )
@@ -391,6 +398,12 @@ def _own(overrides: Mapping[str, Mapping[str, Any]], placement: Placement) -> di
             directory=str(given["directory"]) if given.get("directory") else None,
         )
     return own
+
+
+def _route(route: str) -> str:
+    if route not in ROUTES:
+        raise UsageError(f"route={route!r}{_nearest(route, ROUTES)}")
+    return route
 
 
 def _needs_telling(host: HostSpec) -> bool:

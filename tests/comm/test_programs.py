@@ -34,13 +34,14 @@ def test_every_rank_gets_what_a_sequential_program_gets(seed: int, size: int, ma
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
-@pytest.mark.parametrize("medium", ["shm", "unix", "tcp"])
+@pytest.mark.parametrize("medium", ["shm", "unix", "tcp", "relay"])
 def test_the_same_on_processes(ranks: int, medium: str, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "launcher", "-q", "-x", f"RMPI_SHM={int(medium != 'unix')}"]
-    if medium == "tcp":
+    if medium in ("tcp", "relay"):
         agent = tmp_path / "agent.sh"
         agent.write_text(AGENT)
         words += ["--rsh-agent", f"sh {agent}", "-H", f"hosta:1,hostb:{ranks - 1}"]
+        words += ["--route", "relay" if medium == "relay" else "direct"]
     words += ["-n", str(ranks), str(PROGRAM), str(ranks * 7), "40"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=50, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n" * ranks, "")

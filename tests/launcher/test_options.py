@@ -75,6 +75,7 @@ def test_a_program_is_needed(argv):
         ("ssh_config", "conf", "--ssh-config"),
         ("host_key_policy", "off", "--host-key-policy"),
         ("on_deadlock", "off", "--on-deadlock"),
+        ("route", "relay", "--route"),
         ("timeout", "9", "--timeout"),
         ("start_timeout", "9", "--start-timeout"),
         ("kill_grace", "9", "--kill-grace"),
@@ -216,6 +217,13 @@ def test_what_to_do_about_a_deadlock_is_one_of_three():
     assert options("x").on_deadlock == "abort"
     assert complaint("--on-deadlock", "wait", "x") == (
         '--on-deadlock "wait" is not one of abort, report, off (for example: --on-deadlock report)'
+    )
+
+
+def test_the_route_is_one_of_three():
+    assert options("x").route == "auto"
+    assert complaint("--route", "ssh", "x") == (
+        '--route "ssh" is not one of auto, direct, relay (for example: --route relay)'
     )
 
 
