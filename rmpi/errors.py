@@ -89,7 +89,21 @@ class WireError(RmpiError):
 
 
 class RemoteError(RmpiError):
-    """Code in another place raised. The text holds its type, message and traceback as printed there."""
+    """Code in another place raised. The text holds its type and message; so does its traceback, as printed there.
+
+    Text, and not the exception itself: its class may not exist here, and what it refers to stays where it is.
+
+    Attributes:
+        type_name: ``"KeyError"``, ``"json.JSONDecodeError"``; empty where nobody could tell.
+        message: What ``str()`` of the exception gave there.
+        traceback: As Python would have printed it there, the last line included.
+    """
+
+    def __init__(self, text: str, *, type_name: str = "", message: str = "", traceback: str = "") -> None:
+        super().__init__(text)
+        self.type_name = type_name
+        self.message = message
+        self.traceback = traceback
 
 
 class LaunchError(RmpiError):

@@ -1,0 +1,166 @@
+"""One class that is a server, the typed client of it, and its manual.
+
+    class Bank(rpc.Server):
+        "Accounts by name. One place has them, so nobody locks anything."
+
+        def __init__(self, opening: int = 0) -> None:
+            self._balances: dict[str, int] = {}
+            self._opening = opening
+
+        @rpc.call
+        def add(self, who: str, amount: int) -> int:
+            "Add to an account, which there will be; its balance."
+            self._balances[who] = self._balances.get(who, self._opening) + amount
+            return self._balances[who]
+
+        @rpc.cast
+        def audit(self) -> None:
+            self.log(f"{len(self._balances)} accounts")
+
+    bank = Bank.at(node, name="bank")           # a place with a Bank in it, and a stub
+    bank = Bank.connect(node, "bank")           # another client's stub
+    bank.add("alice", 10)                       # 10
+    bank.add("alice", 10, timeout=2)
+    bank.add.future("alice", 10).result()
+    bank.audit()                                # does not wait
+
+`Server.at` and `Server.connect` are declared to return an instance, and return what answers to the same calls from afar
+(`stub.py`). In the place, `serve` makes the real instance and has `Service` run it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rmpi.errors import UsageError
+from rmpi.rpc.methods import Remote, checker, remotes_of
+from rmpi.rpc.serving import Service
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from rmpi.places.channel import Channel, Mailbox
+
+
+class Server:
+    """Derive from this; decorate with `rpc.call` and `rpc.cast` what clients may call.
+
+    The names below are taken; a method that clients call cannot have them.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "_is_stub" not in vars(cls):
+            for name, value in vars(cls).items():
+                _check_member(cls, name, value)
+
+    @classmethod
+    def at(
+        cls, node: Any, *args: Any, name: str | None = None, restart: Any = None, kind: str = "process", **kwargs: Any
+    ) -> Self:
+        """Start a place on ``node`` that serves an instance of this class; a stub of it.
+
+        Used as a context manager, the stub stops the server at the end.
+
+        Args:
+            args, kwargs: For ``__init__``, which runs in the place. They are copies, like arguments of calls.
+            name: Under which others find it with `connect`; None: it is known to those who are given a stub.
+            restart: As for ``node.spawn``. A restarted server begins with ``__init__``, and clients go on with it.
+            kind: ``"process"``, or ``"thread"`` of the node.
+
+        Raises:
+            TypeError: ``__init__`` has other parameters.
+            RemoteError: ``__init__`` raised; there is no place.
+            UsageError, PeerLost: As for ``node.spawn``.
+        """
+        from rmpi.rpc.stub import make_stub
+
+        checker(cls.__init__, f"{cls.__qualname__}.__init__")(None, *args, **kwargs)
+        place = node.spawn(serve, cls, args, kwargs, name=name or "", restart=restart, kind=kind)
+        return make_stub(cls, place, None, place)
+
+    @classmethod
+    def connect(cls, node: Any, name: str) -> Self:
+        """A stub of the server that is the place ``name`` on ``node``. Any number of clients may have one.
+
+        Raises:
+            NameNotFound: No place there has that name.
+        """
+        return cls.over(node.connect(name))
+
+    @classmethod
+    def over(cls, channel: Channel) -> Self:
+        """A stub of the server to whose inbox ``channel`` leads."""
+        from rmpi.rpc.stub import make_stub
+
+        return make_stub(cls, channel)
+
+    def with_timeout(self, seconds: float | None) -> Self:
+        """A stub of the same server whose calls raise `DeadlineExceeded` after so many seconds; of a stream, each item.
+
+        ``stub.method(…, timeout=seconds)`` says the same for one call, where the method has no ``timeout`` of its own.
+        What is late may still be executed, and its answer is dropped; the server begins nothing of which it knows.
+        """
+        raise _only_of_stubs(self, "with_timeout")
+
+    def log(self, message: object, *args: object, level: int = logging.INFO) -> None:
+        """Log as `logging` does, by a logger with the name of the class; see there how a system shows it.
+
+        Args:
+            message, args: ``message % args``, if there are any.
+        """
+        logger_of(type(self)).log(level, message, *args)
+
+    def __enter__(self) -> Self:
+        """Of a stub: it is used for as long as the block lasts."""
+        raise _only_of_stubs(self, "with")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Of a stub: `stop` the server if `at` made it, else only `close` the stub."""
+
+
+_RESERVED = {name for name in vars(Server) if not name.startswith("__")}
+
+
+def _check_member(cls: type[Any], name: str, value: object) -> None:
+    """Raises `UsageError` for what could not be called, or no longer."""
+    if isinstance(value, Remote):
+        if name in _RESERVED:
+            raise UsageError(f"{cls.__qualname__}.{name} cannot be called by clients: {name!r} is a name of rpc.Server")
+        return
+    inherited = next((each for base in cls.__mro__[1:] if isinstance(each := vars(base).get(name), Remote)), None)
+    if inherited is not None:
+        raise UsageError(
+            f"{cls.__qualname__}.{name} takes the place of {inherited.function.__qualname__}, which clients call: "
+            f"decorate it with @rpc.{inherited.decorator} too"
+        )
+
+
+def _only_of_stubs(server: Server, what: str) -> UsageError:
+    kind = type(server).__qualname__
+    return UsageError(f"{what} is for clients: this is the {kind} itself, not what {kind}.at or .connect returned")
+
+
+def logger_of(cls: type[Any]) -> logging.Logger:
+    """The logger of a class of servers."""
+    return logging.getLogger(f"{cls.__module__}.{cls.__qualname__}")
+
+
+def serve(mailbox: Mailbox, cls: type[Server], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """What runs in the place of a server: an instance of ``cls``, for whoever calls."""
+    _made(mailbox, cls, args, kwargs)()
+
+
+def _made(mailbox: Mailbox, cls: type[Server], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], None]:
+    """The instance, ready to serve. The place is starting meanwhile: `Server.at` is told what ``__init__`` raises."""
+    server = cls(*args, **kwargs)
+    methods = {name: getattr(server, name) for name in remotes_of(cls)}
+    return Service(mailbox, methods, cls.__qualname__, logger_of(cls)).run
+
+
+serve.prepare = _made  # type: ignore[attr-defined]  # see `places.hosting`

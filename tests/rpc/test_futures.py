@@ -1,0 +1,164 @@
+"""Calls that go on while their caller does something else."""
+
+import asyncio
+import concurrent.futures
+import pickle
+import threading
+
+import pytest
+
+from rmpi import rpc
+from rmpi.errors import ChannelClosed, RemoteError, UsageError
+
+
+class Worker(rpc.Server):
+    begun = threading.Semaphore(0)
+    may_go = threading.Semaphore(0)
+
+    def __init__(self):
+        self.done = []
+
+    @rpc.call
+    def work(self, number):
+        self.done.append(number)
+        return number * number
+
+    @rpc.call
+    def wait(self):
+        self.begun.release()
+        assert self.may_go.acquire(timeout=20)
+
+    @rpc.call
+    def fail(self, text):
+        raise ValueError(text)
+
+    @rpc.call
+    def numbers(self):
+        yield 1
+
+    @rpc.call
+    def everything(self):
+        return self.done
+
+
+@pytest.fixture
+def worker(served):
+    return served(Worker)
+
+
+@pytest.fixture
+def busy(worker):
+    """The server is in a call that ends when this is called."""
+    blocked = worker.wait.future()
+    assert Worker.begun.acquire(timeout=20)
+
+    def let_go():
+        Worker.may_go.release()
+        blocked.result(20)
+
+    return let_go
+
+
+def threads_of_answers():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("answers of")]
+
+
+def test_futures_are_those_of_the_standard_library(worker):
+    futures = [worker.work.future(number) for number in range(20)]
+    assert all(isinstance(future, concurrent.futures.Future) for future in futures)
+    assert [future.result(20) for future in futures] == [number * number for number in range(20)]
+    assert worker.everything() == list(range(20)), "in the order in which they were asked for"
+
+
+def test_as_completed_and_callbacks_work(worker):
+    called = threading.Event()
+    futures = {worker.work.future(number): number for number in range(5)}
+    next(iter(futures)).add_done_callback(lambda _future: called.set())
+    for future in concurrent.futures.as_completed(futures, timeout=20):
+        assert future.result() == futures[future] ** 2
+    assert called.wait(20)
+
+
+def test_what_a_method_raises_is_the_future_s(worker):
+    future = worker.fail.future("no")
+    error = future.exception(20)
+    assert (type(error), error.type_name, error.message) == (RemoteError, "ValueError", "no")
+    with pytest.raises(RemoteError, match=r"raised by Worker\.fail"):
+        future.result()
+
+
+def test_a_future_can_be_awaited(worker):
+    async def together():
+        return await asyncio.gather(*[worker.work.future(number) for number in range(5)])
+
+    assert asyncio.run(together()) == [0, 1, 4, 9, 16]
+
+
+def test_an_awaiting_task_that_is_cancelled_cancels_the_call(worker, busy):
+    async def hurry():
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(worker.work.future(1), 0.01)
+
+    asyncio.run(hurry())
+    busy()
+    assert worker.everything() == []
+
+
+def test_a_call_that_is_cancelled_before_it_is_begun_is_not_executed(worker, busy):
+    futures = [worker.work.future(number) for number in range(6)]
+    assert [future.cancel() for future in futures[1::2]] == [True, True, True]
+    assert futures[1].cancel(), "again changes nothing"
+    done, _ = concurrent.futures.wait(futures[1::2], timeout=0)
+    assert done == set(futures[1::2]), "those who wait know at once"
+    busy()
+    assert [future.result(20) for future in futures[::2]] == [0, 4, 16]
+    assert worker.everything() == [0, 2, 4]
+    with pytest.raises(concurrent.futures.CancelledError):
+        futures[1].result()
+
+
+def test_what_is_done_cannot_be_cancelled(worker):
+    future = worker.work.future(3)
+    assert future.result(20) == 9
+    assert (future.cancel(), future.cancelled(), future.result()) == (False, False, 9)
+
+
+def test_a_call_that_was_begun_is_finished_for_nobody(worker):
+    future = worker.wait.future()
+    Worker.begun.acquire(timeout=20)
+    assert future.cancel()
+    Worker.may_go.release()
+    assert worker.work(2) == 4
+
+
+def test_the_thread_that_takes_answers_ends_with_the_last(worker):
+    future = worker.work.future(1)
+    future.result(20)
+    for thread in threads_of_answers():
+        thread.join(20)
+    assert threads_of_answers() == []
+    assert worker.work.future(2).result(20) == 4
+
+
+def test_blocking_calls_overtake_no_future(worker, busy):
+    futures = [worker.work.future(number) for number in range(3)]
+    busy()
+    assert worker.everything() == [0, 1, 2]
+    assert [future.result(20) for future in futures] == [0, 1, 4]
+
+
+def test_a_closed_stub_fails_what_is_outstanding(served):
+    worker = served(Worker)
+    other = pickle.loads(pickle.dumps(worker))
+    future = other.wait.future()
+    Worker.begun.acquire(timeout=20)
+    rpc.close(other)
+    assert isinstance(future.exception(20), ChannelClosed)
+    Worker.may_go.release()
+    with pytest.raises(ChannelClosed):
+        other.work.future(1)
+
+
+def test_a_stream_is_no_future(worker):
+    with pytest.raises(UsageError, match=r"Worker\.numbers yields: call it, and iterate"):
+        worker.numbers.future()
