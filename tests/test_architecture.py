@@ -39,6 +39,7 @@ PURE = (
     "rmpi/places/router.py",
     "rmpi/places/routes.py",
     "rmpi/places/supervisor.py",
+    "rmpi/places/timers.py",
     "rmpi/places/hosts.py",
     "rmpi/places/wording.py",
     "rmpi/comm/schedule.py",

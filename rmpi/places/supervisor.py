@@ -55,15 +55,18 @@ Plain = tuple[int, bool, float, float, float, float, float, int]
 """A rule as it travels."""
 
 
-def _check_number(name: str, value: Any, wanted: str, right: Callable[[float], bool]) -> None:
-    """NaN is never right."""
+def check_number(name: str, value: Any, wanted: str, right: Callable[[float], bool]) -> None:
+    """Raise `UsageError` for what is no such number. NaN is never right."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not right(value):
         raise UsageError(f"{name} must be a number, {wanted}, not {value!r}")
 
 
-def _check_thunk(name: str, function: object) -> None:
+def check_thunk(name: str, function: object) -> None:
+    """Raise `UsageError` for what cannot be called without arguments."""
     if not callable(function):
         raise UsageError(f"{name} must be a function without arguments, not {function!r}")
+    if inspect.iscoroutinefunction(function):
+        raise UsageError(f"{name} must be an ordinary function, but nobody would await {function!r}")
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # written in C: nobody knows
@@ -111,11 +114,11 @@ class Rule:
     retries: int | None = None
 
     def __post_init__(self) -> None:
-        _check_number("seconds", self.seconds, "more than 0", lambda n: 0 < n < math.inf)
-        _check_number("settled", self.settled, "0 or more", lambda n: 0 <= n < math.inf)
-        _check_number("reset_after", self.reset_after, "more than 0", lambda n: n > 0)
-        _check_number("backoff", self.backoff, "1 or more", lambda n: 1 <= n < math.inf)
-        _check_number("longest", self.longest, "more than 0", lambda n: 0 < n < math.inf)
+        check_number("seconds", self.seconds, "more than 0", lambda n: 0 < n < math.inf)
+        check_number("settled", self.settled, "0 or more", lambda n: 0 <= n < math.inf)
+        check_number("reset_after", self.reset_after, "more than 0", lambda n: n > 0)
+        check_number("backoff", self.backoff, "1 or more", lambda n: 1 <= n < math.inf)
+        check_number("longest", self.longest, "more than 0", lambda n: 0 < n < math.inf)
         if self.retries is not None and (type(self.retries) is not int or self.retries < 0):
             raise UsageError(f"retries must be a whole number, 0 or more, or None for no limit, not {self.retries!r}")
         if type(self.only_failures) is not bool:
@@ -175,7 +178,7 @@ def policy_of(restart: object) -> Policy:
     if restart is True:
         return restart_at_once()
     if callable(restart):
-        _check_thunk("restart", restart)
+        check_thunk("restart", restart)
         return Policy(Rule(Then.CALL), instead=restart)
     raise UsageError(
         f"restart must be True, None, a function without arguments that is called instead of a restart, "
@@ -223,7 +226,7 @@ def restart_every(
     """
     rule = Rule(seconds=seconds)  # checks it
     if on_final_fail is not None:
-        _check_thunk("on_final_fail", on_final_fail)
+        check_thunk("on_final_fail", on_final_fail)
     rule = Rule(
         only_failures=only_failures,
         seconds=seconds,
