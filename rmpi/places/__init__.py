@@ -22,28 +22,47 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rmpi.places.channel import Channel as Channel
     from rmpi.places.channel import Mailbox as Mailbox
+    from rmpi.places.channel import Message as Message
     from rmpi.places.handles import DEFAULT_PORT as DEFAULT_PORT
     from rmpi.places.handles import Command as Command
     from rmpi.places.handles import Node as Node
     from rmpi.places.handles import NodeStatus as NodeStatus
     from rmpi.places.handles import Place as Place
     from rmpi.places.handles import PlaceStatus as PlaceStatus
+    from rmpi.places.managedprocess import process as process
+    from rmpi.places.messagerouter import MessageRouter as MessageRouter
+    from rmpi.places.messagerouter import log_error as log_error
+    from rmpi.places.monitoring import PlaceEvent as PlaceEvent
+    from rmpi.places.monitoring import monitor as monitor
     from rmpi.places.nodes import connect as connect
     from rmpi.places.nodes import create_node as create_node
     from rmpi.places.nodes import create_node_future as create_node_future
     from rmpi.places.nodes import create_nodes as create_nodes
     from rmpi.places.nodes import here as here
     from rmpi.places.nodes import nodes as nodes
+    from rmpi.places.outlet import ChannelStatistics as ChannelStatistics
+    from rmpi.places.outlet import Outlet as Outlet
+    from rmpi.places.pair import channel_pair as channel_pair
     from rmpi.places.supervisor import restart_at_once as restart_at_once
     from rmpi.places.supervisor import restart_every as restart_every
     from rmpi.places.system import shutdown as shutdown
+    from rmpi.places.timers import after as after
+    from rmpi.places.timers import every as every
+    from rmpi.places.typed import TypedChannel as TypedChannel
 
 _HOMES = {
-    "rmpi.places.channel": ("Channel", "Mailbox"),
+    "rmpi.places.channel": ("Channel", "Mailbox", "Message"),
     "rmpi.places.handles": ("DEFAULT_PORT", "Command", "Node", "NodeStatus", "Place", "PlaceStatus"),
-    "rmpi.places.nodes": ("connect", "create_node", "create_node_future", "create_nodes", "here"),
+    "rmpi.places.managedprocess": ("process",),
+    "rmpi.places.messagerouter": ("MessageRouter", "log_error"),
+    "rmpi.places.monitoring": ("PlaceEvent", "monitor"),
+    "rmpi.places.nodes": ("connect", "create_node", "create_node_future", "create_nodes", "here", "nodes"),
+    "rmpi.places.outlet": ("ChannelStatistics", "Outlet"),
+    "rmpi.places.pair": ("channel_pair",),
     "rmpi.places.supervisor": ("restart_at_once", "restart_every"),
     "rmpi.places.system": ("shutdown",),
+    "rmpi.places.timers": ("after", "every"),
+    "rmpi.places.typed": ("TypedChannel",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -319,6 +319,11 @@ class Command:
         return self._label
 
     @property
+    def whose(self) -> tuple[Member, int, str]:
+        """By which membership of this process it is known, its number in that system, and its label."""
+        return self._place_member, self._number, self._label
+
+    @property
     def pid(self) -> int:
         """Of its process; 0 while there is none. As far as it was heard."""
         self._place_member.endpoint.progress()

@@ -63,6 +63,8 @@ class Fate:
         self.hears: list[Callable[[News], None]] = []
 
     def heard(self, news: News) -> None:
+        if news == self.last:  # it is told to each that asks
+            return
         match news:
             case PlaceAt(_, _, _, pid, restarts):
                 self.pid, self.restarts = pid, restarts
@@ -262,6 +264,7 @@ class Member(Attachment):
         if endpoint:
             self._labels.pop(endpoint, None)
             self.endpoint.peer_ended(endpoint, error)
+            self.endpoint.forget(endpoint)
 
     def _lost_router(self) -> None:
         lost = PeerLost("the system has ended: this process has no head any more")

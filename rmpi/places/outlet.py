@@ -267,6 +267,11 @@ class Outlet:
         return self._label
 
     @property
+    def member(self) -> Member:
+        """This process' part in the system that the channel belongs to."""
+        return self._member
+
+    @property
     def address(self) -> Address:
         """Where it puts.
 
