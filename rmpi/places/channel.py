@@ -28,6 +28,7 @@ from rmpi.deadline import Deadline
 from rmpi.errors import ChannelClosed, DeadlineExceeded, PeerExited, PeerLost
 from rmpi.places import membership
 from rmpi.places.aside import EVERY, Aside, Came, KindOf, kind_of
+from rmpi.places.attendant import attend, neglect
 from rmpi.places.outlet import NO_SHORTCUT, ChannelStatistics, Outlet
 from rmpi.places.whereabouts import Address, Member, Whereabouts
 from rmpi.transport.endpoint import Endpoint
@@ -50,9 +51,14 @@ REPLIES = 256
 PASSED = Deadline(0.0)
 
 READY = Operation()
-"""What a channel is watched by that need not be waited for."""
+"""What a channel is watched by that has something."""
 
 READY.finish()
+
+OVER = Operation()
+"""What a channel is watched by that has nothing, and will have nothing."""
+
+OVER.finish(PeerExited("nothing will come any more"))
 
 
 class _End:
@@ -109,8 +115,12 @@ class Channel(Outlet):
         self._replies: dict[tuple[int, int], Outlet] = {}
         self._ended: PeerLost | None = None  # the other side has closed its end
         self._pending = False  # there was a death that `get` has to tell of
+        self._former = 0  # of the endpoint that died last
         self._in_doubt = False  # and whether something may be lost by it
         self._aside: Aside | None = None
+        self._callback: Callable[[Channel, Any], object] | None = None
+        self._callback_replies = False
+        self._claimed = False
         self._laid_aside = Operation()  # ends, and is replaced, when something was put aside
         super().__init__(member, address, answers=box, label=label)
 
@@ -176,7 +186,7 @@ class Channel(Outlet):
     def _give_back(self, error: BaseException, handlers: bool) -> NoReturn:
         if self._handover is not None:
             self._handover.give_back(None, error, handlers)
-        self._fail("get from", error)
+        self._fail(f"get from {self._whence()}", error)
 
     def _get(self, deadline: Deadline, kind: Hashable, whole: bool) -> Any:
         """The next value of a kind, the long way."""
@@ -187,7 +197,7 @@ class Channel(Outlet):
         except BaseException as error:
             if shielded:
                 SHIELD.leave()
-            self._fail("get from", error)
+            self._fail(f"get from {self._whence()}", error)
         self._received += 1
         self._answered = self._sent
         if shielded:
@@ -268,9 +278,9 @@ class Channel(Outlet):
         changes = [laid_aside] if self._aside is not None else []
         if where is not None:
             changes += [] if where.endpoint else [where.change]
-        final = self._why_over()
-        if final is not None:
-            return self._look(final)
+        over = self._why_over()
+        if over is not None and not self._may_follow(over):
+            return self._look(over)
         receive = self._endpoint.start_receive(self._box, ANY, ANY, members=self._members())
         if changes:
             try:
@@ -291,21 +301,28 @@ class Channel(Outlet):
             return where.error or where.why
         return self._ended
 
-    def _look(self, final: PeerLost) -> Receive:
+    def _may_follow(self, over: PeerLost) -> bool:
+        """Whether more may be on its way from who has ended: the transport knows when all has come."""
+        return self._pending and isinstance(over, PeerExited)
+
+    def _look(self, over: PeerLost) -> Receive:
         """What there is; else raise why nothing will come."""
         try:
             return self._endpoint.receive(self._box, ANY, ANY, deadline=PASSED)
         except DeadlineExceeded:
             self._pending = False
-            raise fresh(final) from None
+            raise fresh(over) from None
 
     def _members(self) -> frozenset[int]:
         """The endpoint without which nothing will come."""
         if self._where is not None:
-            endpoint = self._where.endpoint
+            endpoint = self._former if self._pending else self._where.endpoint
         else:
             endpoint = self._address.endpoint if self._address is not None else 0
         return frozenset((endpoint,)) if endpoint else frozenset()
+
+    def _whence(self) -> str:
+        return self._label
 
     def _note_end(self) -> None:
         """The other side has closed its end; nothing of it follows."""
@@ -353,11 +370,13 @@ class Channel(Outlet):
                 pass
             operations = self.readiness()
             stirred = Operation()
-            for operation in operations:
-                self._endpoint.hear(operation, stirred.finish)
             try:
+                for operation in operations:
+                    self._endpoint.hear(operation, stirred.finish)
                 await ended(self._endpoint, stirred)
             finally:  # perhaps the garbage collector's, in any thread
+                for operation in operations:
+                    operation.unwatch(stirred.finish)
                 self._endpoint.go_on(partial(self._endpoint.abandon, operations))
 
     def typed(self, kind_of: KindOf = kind_of, limit: int = 100_000) -> TypedChannel:
@@ -381,27 +400,75 @@ class Channel(Outlet):
     # ------------------------------------------------------------------------------------ news
 
     def readiness(self) -> tuple[Operation, ...]:
-        """For whoever waits for several things: as soon as one of these has ended, look again.
+        """For whoever waits for several things, as a `Selectable`.
 
-        If the first has ended already, `get` would not wait. They are abandoned by who asked for them.
+        If the first operation has ended with an error, nothing will come any more.
         """
         where = self._where
         change = where.change if where is not None else None
-        if self._closed or self._aside or self._why_over() is not None:
+        if self._aside or self._pending:
             return (READY,)
+        if self._closed or self._why_over() is not None:
+            return (READY,) if self._endpoint.queued(self._box) else (OVER,)
         try:
             self._open_box()
             probe: Operation = self._endpoint.start_probe(self._box, ANY, ANY, self._members())
         except ChannelClosed:
-            return (READY,)
+            return (OVER,)
         return (probe, self._laid_aside) if change is None else (probe, self._laid_aside, change)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to be got, and nothing will come any more."""
+        operations = self.readiness()
+        first = operations[0].done and operations[0].error is not None
+        self._endpoint.abandon(operations)
+        return first
+
+    def on_message(self, callback: Callable[[Channel, Any], object] | None, *, replies: bool = False) -> None:
+        """Have ``callback(channel, value)`` called for each message that nobody waits for; None: no more.
+
+        A `MessageRouter` that has this channel calls it; where there is none, a thread of the library's own does. Calls
+        come one after the other, and may use any channel. What ``callback`` raises there is logged (``rmpi.places``),
+        and the next message is handled. The end of the other side is not told.
+
+        Args:
+            replies: Call it with a `Message`, which has the channel to answer it by, instead of the value.
+        """
+        self._callback, self._callback_replies = callback, replies
+        self._be_attended()
+
+    def handle(self) -> None:
+        """Take the next message, and call the function that was given to `on_message`.
+
+        Raises:
+            DeadlineExceeded: There is none.
+            Exception: What the function raises, and what `get` does.
+        """
+        callback = self._callback
+        if callback is not None:
+            callback(self, self._get(PASSED, EVERY, self._callback_replies))
+
+    def claim(self) -> None:
+        """Whoever calls this will call `handle`, and nobody else, until `release`."""
+        self._claimed = True
+        self._be_attended()
+
+    def release(self) -> None:
+        """The opposite of `claim`."""
+        self._claimed = False
+        self._be_attended()
+
+    def _be_attended(self) -> None:
+        attended = self._callback is not None and not self._claimed and not self._closed
+        (attend if attended else neglect)(self)
 
     def place_ended(self, former: int) -> None:
         """As a `Follower`: `get` tells of it, once."""
         lost = self._lost
         super().place_ended(former)
         self._in_doubt = self._lost > lost or (self._pending and self._in_doubt)
-        self._pending = True
+        self._pending, self._former = True, former
 
     def _unheard(self, former: int) -> int:
         return 0 if self._box and self._endpoint.queued(self._box, former) else super()._unheard(former)
@@ -455,6 +522,8 @@ class Channel(Outlet):
             self._announce()
         super()._shut()
         self._in = NO_SHORTCUT
+        if self._callback is not None:
+            neglect(self)
         if self._box:
             _drop_box(self._endpoint, self._box, self._port)
 
@@ -511,6 +580,9 @@ class Mailbox(Channel):
     def _members(self) -> frozenset[int]:
         """Somebody may always come."""
         return frozenset()
+
+    def _whence(self) -> str:
+        return "anybody"
 
 
 def reach(system: int, place: int, endpoint: int, box: int, label: str) -> Channel:

@@ -19,6 +19,7 @@ from rmpi.deadline import Deadline
 from rmpi.errors import ChannelClosed, DeadlineExceeded, PeerLost, UsageError
 from rmpi.places.whereabouts import Address, Member, Whereabouts
 from rmpi.transport.base import Transfer
+from rmpi.transport.endpoint import Endpoint
 from rmpi.transport.handover import give_up_send
 from rmpi.transport.interrupts import SHIELD
 from rmpi.transport.peers import fresh
@@ -116,7 +117,7 @@ class Outlet:
                 return
         except BaseException as error:
             give_up_send(self._endpoint, out, value, error)
-            self._fail("put to", error)
+            self._fail(f"put to {self._label}", error)
         self._put(value, Deadline.after(timeout))
 
     def _put(self, value: object, deadline: Deadline) -> None:
@@ -127,7 +128,7 @@ class Outlet:
             if not transfer.done or transfer.error is not None:
                 self._finish(transfer, deadline)
         except Exception as error:
-            self._fail("put to", error)
+            self._fail(f"put to {self._label}", error)
         finally:
             if shielded:
                 SHIELD.leave()
@@ -206,7 +207,7 @@ class Outlet:
         if isinstance(error, PeerLost):
             raise self._why_lost(error) from None
         if type(error) is DeadlineExceeded:
-            raise DeadlineExceeded(f"{doing} {self._label}: {error}") from None
+            raise DeadlineExceeded(f"{doing}: {error}") from None
         if type(error) is ChannelClosed and self._closed:
             raise self._why_closed() from None
         raise error
@@ -260,6 +261,11 @@ class Outlet:
     def closed(self) -> bool:
         """Whether `close` was called here."""
         return self._closed
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The traffic of this process' part in the system."""
+        return self._endpoint
 
     @property
     def label(self) -> str:
