@@ -316,19 +316,30 @@ class _Run:
             desk.finish()
             raise
 
-    def go(self, sources: list[EventSource]) -> None:
-        """Serve until the end, and raise what there is to raise."""
-        interrupt: KeyboardInterrupt | None = None
+    def open(self, sources: list[EventSource]) -> None:
+        """Clocks start. What goes wrong is raised by `go`."""
         try:
             for source in sources:
                 self.add(source)
+        except BaseException as error:
+            self.fail(error)
+
+    @property
+    def failed(self) -> bool:
+        """`go` would only close what was opened, and raise."""
+        return bool(self._errors)
+
+    def go(self) -> None:
+        """Serve until the end, and raise what there is to raise."""
+        interrupt: KeyboardInterrupt | None = None
+        try:
             while not self._is_over():
                 self._turn()
         except KeyboardInterrupt as caught:
             interrupt = caught
-        except BaseException as error:  # a source that cannot be opened, a condition that raises
+        except BaseException as error:  # a condition that raises
             self.fail(error)
-        self._close(hurry=interrupt is not None or bool(self._errors))
+        self._close(hurry=interrupt is not None or self.failed)
         self._raise(interrupt)
 
     def _is_over(self) -> bool:
@@ -450,26 +461,34 @@ class MessageRouter:
             KeyboardInterrupt: Ctrl-C, after everything was closed.
             UsageError: It runs already.
         """
-        run, sources = self._begin(until)
-        try:
-            run.go(sources)
-        finally:
-            run.ended.set_result(None)
+        run = self._begin(until)
+        self._go(run)
 
     def start(self, until: Until = None) -> Self:
         """`run` in a thread of its own. What it raises is logged at once, and raised by `join`.
 
+        When this returns, all sources are open.
+
         Raises:
             UsageError: It runs already.
+            Exception: A source cannot be opened.
         """
         self._start(until, logged=True)
         return self
 
     def _start(self, until: Until, *, logged: bool) -> _Run:
-        run, sources = self._begin(until)
-        name = "rmpi-router"
-        threading.Thread(target=_go, args=(run, sources), kwargs={"logged": logged}, name=name, daemon=True).start()
+        run = self._begin(until)
+        if run.failed:
+            self._go(run)  # which raises
+        args = run, logged
+        threading.Thread(target=_go_in_thread, args=args, name="rmpi-router", daemon=True).start()
         return run
+
+    def _go(self, run: _Run) -> None:
+        try:
+            run.go()
+        finally:
+            run.ended.set_result(None)
 
     async def run_async(self, until: Until = None) -> None:
         """`run`, for a task of asyncio: the loop goes on meanwhile. Functions are called in threads, as always.
@@ -547,13 +566,15 @@ class MessageRouter:
         """For each source what became of what it has handed in, in this run or the last."""
         return self._run.statistics() if self._run is not None else []
 
-    def _begin(self, until: Until) -> tuple[_Run, list[EventSource]]:
+    def _begin(self, until: Until) -> _Run:
         limit = self._until if until is None else _checked(until)
         with self._lock:
             if self.running:
                 raise UsageError("this router runs already")
-            self._run = _Run(self._clock, limit, self._on_error)
-            return self._run, [*self._sources]
+            run = self._run = _Run(self._clock, limit, self._on_error)
+            sources = [*self._sources]
+        run.open(sources)
+        return run
 
     @property
     def running(self) -> bool:
@@ -564,10 +585,10 @@ class MessageRouter:
         return f"<MessageRouter, {'running' if self.running else 'at rest'}, sources: {self._sources}>"
 
 
-def _go(run: _Run, sources: list[EventSource], *, logged: bool) -> None:
-    """`MessageRouter.run`, in a thread: what it raises is for `MessageRouter.join`."""
+def _go_in_thread(run: _Run, logged: bool) -> None:
+    """What the run raises is for `MessageRouter.join`."""
     try:
-        run.go(sources)
+        run.go()
     except BaseException as error:
         if logged and isinstance(error, Exception):
             log.error("the message router has ended", exc_info=error)  # noqa: TRY400 (the traceback is there)

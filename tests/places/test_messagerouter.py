@@ -398,8 +398,11 @@ def test_a_source_that_cannot_be_opened_ends_the_router():
         def register(self, desk):
             fail()
 
-    with pytest.raises(ValueError, match="one bad message"):
-        MessageRouter(after(100, print), Broken()).run()
+    router = MessageRouter(after(100, print), Broken())
+    for begin in (router.run, router.start):
+        with pytest.raises(ValueError, match="one bad message"):
+            begin()
+        assert not router.running
 
 
 def test_a_source_can_break_later():
@@ -455,6 +458,23 @@ def test_ctrl_c_ends_it_and_closes_what_it_serves():
     with pytest.raises(KeyboardInterrupt):
         MessageRouter(Source(), interrupt).run()
     assert closed == ["closed"]
+
+
+def test_ctrl_c_does_not_wait_for_a_function_that_goes_on(monkeypatch, caplog):
+    monkeypatch.setattr("rmpi.places.messagerouter.GRACE", 0.01)
+    gate = threading.Event()
+
+    def wait():
+        signal_main(signal.SIGINT)
+        gate.wait(LONG)
+
+    with pytest.raises(KeyboardInterrupt):
+        MessageRouter(after(0, wait)).run()
+    assert caplog.messages == [
+        "left behind, still at work: a function of "
+        "after(0, test_ctrl_c_does_not_wait_for_a_function_that_goes_on.<locals>.wait)"
+    ]
+    gate.set()
 
 
 def test_a_signal_handler_can_stop_it():
