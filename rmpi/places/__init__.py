@@ -43,12 +43,14 @@ if TYPE_CHECKING:
     from rmpi.places.outlet import ChannelStatistics as ChannelStatistics
     from rmpi.places.outlet import Outlet as Outlet
     from rmpi.places.pair import channel_pair as channel_pair
+    from rmpi.places.selecting import select as select
     from rmpi.places.supervisor import restart_at_once as restart_at_once
     from rmpi.places.supervisor import restart_every as restart_every
     from rmpi.places.system import shutdown as shutdown
     from rmpi.places.timers import after as after
     from rmpi.places.timers import every as every
     from rmpi.places.typed import TypedChannel as TypedChannel
+    from rmpi.places.writing import write_flush as write_flush
 
 _HOMES = {
     "rmpi.places.channel": ("Channel", "Mailbox", "Message"),
@@ -59,10 +61,12 @@ _HOMES = {
     "rmpi.places.nodes": ("connect", "create_node", "create_node_future", "create_nodes", "here", "nodes"),
     "rmpi.places.outlet": ("ChannelStatistics", "Outlet"),
     "rmpi.places.pair": ("channel_pair",),
+    "rmpi.places.selecting": ("select",),
     "rmpi.places.supervisor": ("restart_at_once", "restart_every"),
     "rmpi.places.system": ("shutdown",),
     "rmpi.places.timers": ("after", "every"),
     "rmpi.places.typed": ("TypedChannel",),
+    "rmpi.places.writing": ("write_flush",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -283,11 +283,12 @@ class Member(Attachment):
         return self._labels.get(endpoint, "another place")
 
     def _neighbours(self) -> int:
-        return NEIGHBOURS
+        """Places come and go, so nobody knows: the more links we have, the smaller are the next ones."""
+        return max(NEIGHBOURS, 2 * self.endpoint.linked)
 
 
-NEIGHBOURS = 64
-"""Among so many places of a machine the memory for rings is divided: a guess, because they come and go."""
+NEIGHBOURS = 16
+"""Among so many places of a machine the memory for rings is divided, as long as there are no more links than half."""
 
 
 class ForwardLogs(logging.Handler):

@@ -5,7 +5,8 @@ receives it can answer, and no envelope is needed. The short cut of the transpor
 goes the long way, in which a place that is being restarted is waited for.
 
 **Restarts.** A message goes to whichever incarnation there is at the moment, at most once. The news of a death comes
-within progress (`place_ended`), and what was put since something was last heard counts as lost from then on.
+within progress (`place_ended`), and what was put since something was last heard counts as lost from then on. So `put`
+makes progress first, unless it did a moment ago.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from functools import partial
 from threading import Lock
 from typing import Any, NamedTuple, NoReturn
 
-from rmpi.deadline import Deadline
+from rmpi.deadline import Deadline, now
 from rmpi.errors import ChannelClosed, DeadlineExceeded, PeerLost, UsageError
 from rmpi.places.whereabouts import Address, Member, Whereabouts
 from rmpi.transport.base import Transfer
@@ -26,6 +27,9 @@ from rmpi.transport.peers import fresh
 from rmpi.transport.shortcut import NoShortcut, Shortcut
 
 NO_SHORTCUT = NoShortcut()
+
+NEWS = 0.001
+"""Seconds after which `Outlet.put` looks for news of the place: what is put to one that is dead is lost."""
 
 
 class ChannelStatistics(NamedTuple):
@@ -75,6 +79,7 @@ class Outlet:
         self._to = 0
         self._route: tuple[int, Shortcut] | None = None
         self._sent = self._answered = self._lost = 0
+        self._stale = 0.0  # from then on, news may have been missed
         if address is not None and address.place:
             self._where = member.whereabouts(address.place)
             self._where.follow(self)
@@ -104,6 +109,8 @@ class Outlet:
             DeadlineExceeded: Time ran out; the text says whether the message was withdrawn or goes on.
             ChannelClosed: This channel was closed here.
         """
+        if self._where is not None and now() > self._stale:
+            self._hear_news()
         out = self._out
         try:
             sent = out.send(value, self._to, self._tag)
@@ -119,6 +126,12 @@ class Outlet:
             give_up_send(self._endpoint, out, value, error)
             self._fail(f"put to {self._label}", error)
         self._put(value, Deadline.after(timeout))
+
+    def _hear_news(self) -> None:
+        """Who has not called the library for a while may have missed that the place is behind another endpoint now."""
+        if not self._closed:
+            self._endpoint.progress()
+        self._stale = now() + NEWS
 
     def _put(self, value: object, deadline: Deadline) -> None:
         """`put` the long way."""

@@ -641,6 +641,11 @@ class Endpoint:
         """Memory for a payload that has come over a link (`Sink`). Within progress."""
         return self._incoming.lend(frame)
 
+    @property
+    def linked(self) -> int:
+        """About how many peers there are."""
+        return len(self._peers.known)
+
     def media(self) -> dict[int, str]:
         """The medium by which each connected peer is reached."""
         with self._exclusively():
@@ -686,8 +691,9 @@ class Endpoint:
         Nothing is unregistered, because an epoll is shared with the parent, and no lock is taken, because
         a thread that does not exist here may hold it.
         """
-        self.crank.disown()
-        self._peers.close()
+        if not self.crank.closed:
+            self.crank.disown()
+            self._peers.close()
         self._shortcuts.clear()
 
     def __repr__(self) -> str:
