@@ -6,6 +6,7 @@ One thread drives everybody where it can, so that each interleaving is the one t
 import asyncio
 import pickle
 import threading
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -157,7 +158,7 @@ def test_the_way_back_to_a_client_is_made_once(served):
     assert first.reply is second.reply
 
 
-def test_ways_back_that_nobody_holds_are_not_kept_for_ever(realm, served, monkeypatch):
+def test_ways_back_that_nobody_holds_are_not_kept_for_ever(served, monkeypatch):
     monkeypatch.setattr(channel_module, "REPLIES", 2)
     mailbox, _ = served
     clients = [HERE.member.connect(ECHO) for _ in range(5)]
@@ -313,6 +314,11 @@ def test_statistics_count_what_was_sent_received_and_waits(served):
     assert chan.statistics() == (3, 0, 0, 0)
 
 
+def flood(chan):
+    while True:
+        chan.put(bytes(60_000), timeout=0.02)
+
+
 def test_a_flood_waits_for_its_receiver(realm, beside):
     """Back-pressure: a process that does not receive takes no more than its limit, and the sender waits."""
     realm.places[ECHO] = SERVER
@@ -321,8 +327,7 @@ def test_a_flood_waits_for_its_receiver(realm, beside):
     chan.put("first")
     mailbox.get()
     with pytest.raises(DeadlineExceeded, match="withdrawn"):
-        while True:
-            chan.put(bytes(60_000), timeout=0.02)
+        flood(chan)
     sent = chan.statistics().sent
     assert 10 < sent < 30
     run = beside(chan.put, "the one that waits")
@@ -340,7 +345,7 @@ def test_several_threads_get_from_one_channel(served, beside):
     for number in range(150):
         chan.put(number)
     got = [run.join() for run in runs]
-    assert sorted(sum(got, [])) == list(range(150))
+    assert sorted(chain(*got)) == list(range(150))
     assert all(numbers == sorted(numbers) for numbers in got)
 
 
@@ -569,11 +574,10 @@ def test_a_loop_over_a_channel_does_not_hide_a_death(realm, served):
     chan.put("count")
     mailbox.receive().reply.put(0)
     realm.end(ECHO, restarts=False)
-    got = []
+    values = iter(chan)
+    assert next(values) == 0
     with pytest.raises(PeerLost, match="killed"):
-        for value in chan:
-            got.append(value)
-    assert got == [0]
+        next(values)
 
 
 def test_the_end_of_a_client_does_not_disturb_a_mailbox(realm, served):
