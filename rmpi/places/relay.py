@@ -178,9 +178,9 @@ class _Pump:
 
     def write(self, data: bytes) -> None:
         """Give the place what its peer says; empty at its end."""
-        if self.write_over:
+        if self.write_over or self._written_all:  # the head has said the end for a node that is lost
             return
-        if self._unwritten + len(data) > WINDOW or self._written_all:
+        if self._unwritten + len(data) > WINDOW:
             raise WireError(f"{self.peer:#x} says more to {self.place:#x} than may be under way")
         if data:
             self._waiting.append(memoryview(data))

@@ -329,6 +329,20 @@ def test_ends_that_the_head_says_for_a_node_that_is_lost(pair):
     assert not pair.at_a.relays.busy
 
 
+def test_an_end_that_is_said_twice_is_one(pair):
+    """By a node while it could, and by the head when it was lost, with something still to be read."""
+    fill(pair.at_a.relays._pumps[A, B]._socket)
+    for data in (b"the last words", b"", b""):
+        pair.at_a.relays.heard(Carry(B, A, data))
+    came = b""
+    while piece := drain(pair.a):
+        came += piece
+        pair.turn()
+    assert came.endswith(b"the last words")
+    assert ended(pair.a)
+    assert pair.at_a.out == [Carried(B, A, 0)]
+
+
 def test_a_fork_of_the_node_leaves_the_sockets_to_it(pair):
     pair.at_a.relays.disown()
     assert ended(pair.a)
