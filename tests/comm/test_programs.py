@@ -33,8 +33,9 @@ def test_every_rank_gets_what_a_sequential_program_gets(seed: int, size: int, ma
     run_ranks(size, programs.main, seed, 12, hosts=[f"host{place}" for place in places])
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 4])
-@pytest.mark.parametrize("medium", ["shm", "unix", "tcp", "relay"])
+@pytest.mark.parametrize(
+    ("medium", "ranks"), [*((medium, ranks) for medium in ("shm", "unix", "tcp") for ranks in (2, 3, 4)), ("relay", 4)]
+)
 def test_the_same_on_processes(ranks: int, medium: str, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "launcher", "-q", "-x", f"RMPI_SHM={int(medium != 'unix')}"]
     if medium in ("tcp", "relay"):
