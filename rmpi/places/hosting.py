@@ -15,6 +15,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -30,6 +31,9 @@ from rmpi.places.reporter import shortened, traceback_text
 from rmpi.places.system_messages import NotStarted, RunThread, Started, StopThread, ThreadEnded
 
 CRASHED = 1
+
+with suppress(ImportError):
+    import_module("cloudpickle")  # what travels by value needs it; the spawner imports this module for all its places
 
 
 def main() -> None:

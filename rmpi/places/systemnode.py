@@ -27,6 +27,9 @@ from rmpi.places.router import HEAD, CameIn, NodeSaid, PlaceExited, PlaceSaid
 from rmpi.places.spawnerprocess import SpawnerProcess
 from rmpi.places.system_messages import Enrolled, NotStarted, Serve, Serving, Start
 
+HOSTING_MODULE = "rmpi.places.hosting"
+"""What every place that is no command imports; the spawner does it once for all of them."""
+
 FAILED_TO_START = 125
 """Exit status of a place that was not started, because its node could not."""
 
@@ -92,7 +95,14 @@ class SystemNode(Node):
         environment = {**os.environ, **self._order.environment}
         try:
             ignition = Ignition(
-                self._order.python, environment, self._order.directory, 1, kind="code", target="", fork=True, preload=()
+                self._order.python,
+                environment,
+                self._order.directory,
+                1,
+                kind="code",
+                target="",
+                fork=True,
+                preload=(HOSTING_MODULE,),
             )
         except LaunchError as error:
             self._fail_all(str(error))
