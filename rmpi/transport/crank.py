@@ -250,31 +250,32 @@ class Crank:
             if late:
                 return operation.done
 
-    def doze(self, deadline: Deadline) -> None:
+    def doze(self, operation: Operation, deadline: Deadline) -> None:
         """Look, then sleep, until something happens; what has come over lanes is left to a port, which is tried next.
 
-        For whoever waits for messages alone: to be woken, and to receive by a port, takes a third of a turn.
-        Returns at once if there is something else to do, or if another thread leads.
+        To be woken, and to receive by a port, takes a third of a turn. Returns at once if the operation is done, if
+        there is something else to do, or if another thread leads.
         """
         with self.lock:
-            self._check_open(None)
+            self._check_open(operation)
             if self._busy or self._leader:
                 self._check_may_wait()
-            if self.leads or self.attention or self._posted:
+            if operation.done or self.leads or self.attention or self._posted:
                 return
             self._lead_on()
+            operation.wake = self._rouse
         try:
             began = now()
-            if not self._lanes_stir(began + self._patience):
-                self._slumber(deadline)
+            if not self._lanes_stir(operation, began + self._patience):
+                self._slumber(operation, deadline)
             paid = now() - began < self.spin  # if not now, then by looking for longer the next time
             self._patience = self.spin if paid else self._patience / 2
         finally:
             self._hand_over()
 
-    def _lanes_stir(self, until: float) -> bool:
+    def _lanes_stir(self, operation: Operation, until: float) -> bool:
         """Look at shared memory, and now and then at everything else. False: nothing happened."""
-        while self._spinning and not self._posted:
+        while self._spinning and not (self._posted or operation.done):
             left = int((until - now()) * 1e9)
             if left <= 0:
                 return False
@@ -287,13 +288,14 @@ class Crank:
                 return True
         return False
 
-    def _slumber(self, deadline: Deadline) -> None:
+    def _slumber(self, operation: Operation, deadline: Deadline) -> None:
+        """Sleep once, and serve what is no lane's."""
         events: list[tuple[int, int]] = []
         with self.lock:
-            self._asleep = self._may_sleep()
+            self._asleep = self._may_sleep() and not operation.done
         if self._asleep:
             try:
-                self._sleep(deadline, lambda left: events.extend(self._epoll.poll(left)))
+                events = self._sleep(deadline, self._epoll.poll)
             finally:
                 self._asleep = False
         with self.lock:
@@ -338,9 +340,9 @@ class Crank:
         finally:
             self._asleep = False
 
-    def _sleep(self, deadline: Deadline, function: Callable[..., object], *args: object) -> None:
+    def _sleep(self, deadline: Deadline, function: Callable[..., Any], *args: object) -> Any:
         """Until something happens; a safe point for signals. The time left is the last argument."""
-        SHIELD.sleep(function, *args, min(deadline.left(), LONGEST_SLEEP))
+        return SHIELD.sleep(function, *args, min(deadline.left(), LONGEST_SLEEP))
 
     def _lead_on(self) -> None:
         self.leads = True

@@ -128,6 +128,14 @@ class Incoming:
         if error is not None:
             self._give_up_hope(probe, error)
 
+    def may_doze(self, probe: Probe) -> bool:
+        """Whether a message may come of which nobody would know but for the probe, which is told of all others then."""
+        known = self.matching.contexts[probe.context]
+        if known.arrivals or (probe.source != ANY and self._peers.peer(probe.source).ended is not None):
+            return False
+        known.probes.append(probe)
+        return True
+
     def _give_up_hope(self, receive: Receive, error: PeerLost) -> None:
         """End what waits for others who will not answer, unless what we have sent to ourselves does."""
         self._hear_ourselves()

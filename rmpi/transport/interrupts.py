@@ -93,16 +93,15 @@ class Shield:
                 self.leave()
             raise
 
-    def sleep(self, function: Callable[..., Any], *args: Any) -> None:
+    def sleep(self, function: Callable[..., Any], *args: Any) -> Any:
         """A safe point: call what sleeps, while handlers run at once; first, those that were deferred."""
         if threading.get_ident() != _MAIN:
-            function(*args)
-            return
+            return function(*args)
         depth = self.depth
         try:
             self.depth = 0
             self._deliver()
-            function(*args)
+            return function(*args)
         finally:
             self.depth = depth
 
