@@ -97,7 +97,8 @@ class Endpoint:
         self.mismatched = mismatched
         self._conflicts: list[tuple[Arrival, int]] = []
         self._loops = EventLoops(self.crank, self.progress)
-        self._routed: Counter[int] = Counter()  # open routes by context
+        self._routed: Counter[int] = Counter()  # routes by context,
+        self._unrouted: deque[int] = deque()  # those that were closed still among them
         self._continuations: deque[Callable[[], None]] = deque()
         self._peers = Peers(ident, name_of, self.crank, connect)
         self._incoming = Incoming(ident, self._peers, unmatched_limit, self._note_conflict)
@@ -146,9 +147,12 @@ class Endpoint:
 
     def _close(self, context: int, short: Shortcut, why: ChannelClosed) -> None:
         with self._exclusively():
-            if not self.crank.closed and context in self._incoming.matching.contexts:
-                self._ends.close_context(context, why)
-            self._shortcuts.close(short)
+            self._close_now(context, short, why)
+
+    def _close_now(self, context: int, short: Shortcut, why: ChannelClosed) -> None:
+        if not self.crank.closed and context in self._incoming.matching.contexts:
+            self._ends.close_context(context, why)
+        self._shortcuts.close(short)
 
     def open_box(self, context: int) -> Shortcut:
         """Receive here what anybody sends in this context, whoever comes and goes. What has come already is kept.
@@ -163,6 +167,10 @@ class Endpoint:
         """`close_context`, of a box."""
         self._close(context, short, CLOSED)
 
+    def discard_box(self, context: int, short: Shortcut) -> None:
+        """`close_box`, as soon as somebody makes progress. Takes no lock: for finalizers, which run anywhere."""
+        self.crank.post(partial(self._close_now, context, short, CLOSED))
+
     def open_route(self, context: int, peer: int) -> Shortcut:
         """Send to a box of ``peer`` from now on; whether there is one is not asked.
 
@@ -170,14 +178,19 @@ class Endpoint:
             The short cut for sending, by the number of that endpoint.
         """
         with self._exclusively():
+            self._count_routes()
             self._routed[context] += 1
             return self._shortcuts.open_route(context)
 
     def close_route(self, context: int, peer: int, short: Shortcut) -> None:
-        """Send there no more; what was sent still arrives."""
-        with self._exclusively():
+        """Send there no more; what was sent still arrives. Takes no lock: finalizers may call it."""
+        self._unrouted.append(context)
+
+    def _count_routes(self) -> None:
+        while self._unrouted:
+            context = self._unrouted.popleft()
             self._routed[context] -= 1
-            if not self._routed[context]:
+            if self._routed[context] <= 0:
                 del self._routed[context]
 
     def begin_call(self, context: int, sequence: int, fingerprint: int) -> None:
@@ -297,6 +310,7 @@ class Endpoint:
 
     def _check_routed(self, context: int) -> None:
         """Whether something may be sent in a context: there is a route, or it is our own."""
+        self._count_routes()
         if self.crank.closed or context not in self._routed:
             self._check_open(context)
 

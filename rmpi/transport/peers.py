@@ -270,7 +270,7 @@ class Peers:
     def drain(self, peer: Peer) -> None:
         """Take all that has come from a peer, however much it is."""
         for link in list(peer.links):
-            self._serve(link)
+            self._serve(link, heard=True)  # perhaps nobody has listened to it yet
             while link.more and not link.closed:
                 self._serve(link)
 

@@ -139,6 +139,9 @@ typedef struct {
     long long until;
 } Wait;
 
+/* Whether it paid to wait: for how long to do so the next time. */
+void learn(Port *port, bool paid);
+
 /* One more look was in vain. False: enough. */
 bool go_on(Port *port, const Lane *awaited, Wait *wait);
 

@@ -349,6 +349,9 @@ static Lane *find_lane(Port *port, long long *rank)
             Lane *lane = lane_at(port, at);
             if (brings(lane, asked)) {
                 port->turn = at + 1;
+                if (wait.until) {
+                    learn(port, true);
+                }
                 *rank = port->open ? (long long)lane->peer : at;
                 return lane;
             }

@@ -118,7 +118,7 @@ static long long patience(const Port *port)
     return threads == 0 || port->spin < SHORTEST_SPIN ? port->spin : SHORTEST_SPIN;
 }
 
-static void learn(Port *port, bool paid)
+void learn(Port *port, bool paid)
 {
     if (paid) {
         port->spin = port->hub->most_spin;

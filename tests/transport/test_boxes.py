@@ -177,6 +177,19 @@ def test_who_waits_at_a_box_that_is_closed_is_told(new):
             call()
 
 
+def test_a_box_is_discarded_and_a_route_closed_while_the_lock_is_held(pair):
+    """As by a finalizer, which the garbage collector runs in the middle of anything."""
+    server, client = pair
+    short, route = server.open_box(ELSEWHERE), client.open_route(ELSEWHERE, SERVER)
+    with server.crank.lock, client.crank.lock:
+        server.discard_box(ELSEWHERE, short)
+        client.close_route(ELSEWHERE, SERVER, route)
+    server.progress()
+    for use in (lambda: server.start_receive(ELSEWHERE, ANY, ANY), lambda: client.send(SERVER, ELSEWHERE, 0, 0)):
+        with pytest.raises(ChannelClosed):
+            use()
+
+
 def test_a_route_is_for_sending_until_it_is_closed(pair):
     server, client = pair
     short = client.open_route(BOX, SERVER)
@@ -218,6 +231,22 @@ def test_the_end_of_one_peer_ends_what_waits_for_that_one_alone(new, join, error
     clients[1].send(SERVER, BOX, 7, "I am here")
     move(server, clients[1], anybody)
     assert anybody.take() == "I am here"
+
+
+def test_what_a_peer_sent_before_it_was_killed_counts_though_nobody_had_heard_of_it(new):
+    """Its first sign of life, its last message and its death are one turn of the crank."""
+    server, client = new(SERVER), new(CLIENT)
+    server.open_box(BOX)
+    client.open_route(BOX, SERVER)
+    MEDIA["shm" if why_no_shm() is None else "unix"](server, client)
+    server.progress()
+    client.progress()
+    client.send(SERVER, BOX, 0, "last words")
+    client.close()
+    server.crank.post(lambda: server.peer_ended(CLIENT, GONE))
+    assert received(server, CLIENT) == ("last words", CLIENT, 0)
+    with pytest.raises(PeerLost):
+        server.receive(BOX, CLIENT, ANY)
 
 
 def test_nobody_sends_to_a_box_of_who_has_ended(pair):
