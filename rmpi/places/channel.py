@@ -78,6 +78,9 @@ class Message(NamedTuple):
     reply: Outlet
 
 
+_new_message = tuple.__new__  # a third of what Message(…) takes
+
+
 class Channel(Outlet):
     """One end of a channel: `put` to the other side, `get` what it answers.
 
@@ -157,17 +160,25 @@ class Channel(Outlet):
     def _next(self, timeout: float | None, *, whole: bool) -> Any:
         """The next value; ``whole``: as a `Message`."""
         short = self._in
+        deadline = None
         if timeout is None or is_long(timeout):
             try:
                 value = short.recv(ANY, ANY, None)
+                if value is NOTHING and self._may_doze():
+                    deadline = Deadline.after(timeout)
+                    self._endpoint.doze(self._box, ANY, ANY, deadline)
+                    value = short.recv(ANY, ANY, None)
                 if type(value) is Receive:
-                    value = self._landed(value, timeout)
+                    value = self._landed(value, deadline or Deadline.after(timeout))
                 if value is END:
                     self._note_end()
                     short.given = None
                 elif value is not NOTHING:
                     if whole:
-                        value = Message(value, self._reply_to(short.source, short.tag))
+                        reply = self._replies.get((short.source, short.tag))
+                        if reply is None or reply._closed:
+                            reply = self._reply_to(short.source, short.tag)
+                        value = _new_message(Message, (value, reply))
                     self._received += 1
                     self._answered = self._sent
                     short.given = None  # a plain store: no handler can run between here and the caller
@@ -176,12 +187,21 @@ class Channel(Outlet):
                 handlers = short.thread == MAIN_THREAD
                 SHIELD.depth += handlers  # plain stores, as above: no second handler may run before all is back
                 self._give_back(error, handlers)
-        return self._get(Deadline.after(timeout), EVERY, whole)
+        return self._get(deadline or Deadline.after(timeout), EVERY, whole)
 
-    def _landed(self, receive: Receive, timeout: float | None) -> Any:
+    def _may_doze(self) -> bool:
+        """Whether only a message, or what the transport knows, can end the wait."""
+        return (
+            self._aside is None
+            and self._in is not NO_SHORTCUT
+            and (self._where is None or self._where.endpoint != 0)
+            and self._why_over() is None
+        )
+
+    def _landed(self, receive: Receive, deadline: Deadline) -> Any:
         """A large message that has begun to come."""
         assert self._handover is not None
-        return self._handover.finish(receive, Deadline.after(timeout))
+        return self._handover.finish(receive, deadline)
 
     def _give_back(self, error: BaseException, handlers: bool) -> NoReturn:
         if self._handover is not None:
@@ -332,11 +352,11 @@ class Channel(Outlet):
         """The way back to a box."""
         key = source, tag
         reply = self._replies.get(key)
-        if reply is None or reply.closed:
+        if reply is None or reply._closed:
             address = Address(self._member.system, 0, source, tag, self._member.describe(source))
             reply = self._replies[key] = Outlet(self._member, address, answers=self._box)
             if len(self._replies) > REPLIES:
-                del self._replies[next(iter(self._replies))]
+                self._replies.pop(next(iter(self._replies)), None)
         return reply
 
     def poll(self) -> bool:
