@@ -643,6 +643,7 @@ def test_a_channel_that_nobody_holds_leaves_nothing_behind(served):
     del one
     member.endpoint.progress()
     contexts = member.endpoint._incoming.matching.contexts
+    member.endpoint._count_routes()
     assert (contexts, dict(member.endpoint._routed)) == ({}, {})
 
 
