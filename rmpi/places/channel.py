@@ -21,6 +21,7 @@ be lost (`ChannelStatistics.lost`). So a call that was under way fails, and one 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -551,16 +552,15 @@ class Channel(Outlet):
         """As far as that is possible without waiting."""
         assert self._address is not None
         peer = self._address.endpoint if self._where is None else self._where.endpoint
-        if not peer or self._endpoint.crank.closed:
+        if not peer:
             return
         box = self._address.box
-        short = self._endpoint.open_route(box, peer)
-        try:
-            self._endpoint.start_send(peer, box, self._tag, END)
-        except PeerLost:
-            pass
-        finally:
-            self._endpoint.close_route(box, peer, short)
+        with suppress(PeerLost, ChannelClosed):
+            short = self._endpoint.open_route(box, peer)
+            try:
+                self._endpoint.start_send(peer, box, self._tag, END)
+            finally:
+                self._endpoint.close_route(box, peer, short)
 
     def _releases(self) -> Iterator[Callable[[], None]]:
         yield from super()._releases()
@@ -612,5 +612,5 @@ def reach(system: int, place: int, endpoint: int, box: int, label: str) -> Chann
 
 def _drop_box(endpoint: Endpoint, box: int, port: Shortcut | None) -> None:
     """Nobody gets from it any more: what is in it, and what comes, is dropped."""
-    if not endpoint.crank.closed:
+    with suppress(ChannelClosed):
         endpoint.close_box(box, port or endpoint.open_box(box))

@@ -161,6 +161,8 @@ class Endpoint:
             The short cut for receiving: what it calls a rank is the number of an endpoint.
         """
         with self._exclusively():
+            if self.crank.closed:
+                raise self.crank.closed_error()
             return self._shortcuts.open_box(context, self._ends.open_context(context, frozenset(), False))
 
     def close_box(self, context: int, short: Shortcut) -> None:
@@ -178,6 +180,8 @@ class Endpoint:
             The short cut for sending, by the number of that endpoint.
         """
         with self._exclusively():
+            if self.crank.closed:
+                raise self.crank.closed_error()
             self._count_routes()
             self._routed[context] += 1
             return self._shortcuts.open_route(context)

@@ -4,6 +4,7 @@ What was posted to a member's endpoint happens when it next makes progress, in w
 """
 
 import threading
+import time
 from functools import partial
 from itertools import count
 
@@ -125,3 +126,9 @@ _member_of = membership.member_of
 def member_here(system):
     """In place of `membership.member_of`, for which a process is one member."""
     return HERE.member if system == SYSTEM else _member_of(system)
+
+
+def asleep(channel):
+    """Wait until some thread sleeps in a call of this channel's endpoint."""
+    while not channel.endpoint.crank._asleep:
+        time.sleep(0)

@@ -5,28 +5,18 @@ One thread drives everybody where it can, so that each interleaving is the one t
 
 import asyncio
 import pickle
-import threading
 from itertools import chain
 
 import numpy as np
 import pytest
-from realm import HERE, SYSTEM, Realm, inbox, member_here
+from realm import HERE, SYSTEM, asleep, inbox
 
 from rmpi.errors import ChannelClosed, DeadlineExceeded, PeerExited, PeerLost, UsageError
 from rmpi.places import channel as channel_module
-from rmpi.places import membership
 from rmpi.places.channel import Address, Channel, Mailbox, Message
 
 SERVER, CLIENT, OTHER, AGAIN = 11, 21, 22, 12
 ECHO = 5
-
-
-@pytest.fixture
-def realm(monkeypatch):
-    monkeypatch.setattr(membership, "member_of", member_here)
-    realm = Realm()
-    yield realm
-    realm.close()
 
 
 @pytest.fixture
@@ -35,45 +25,6 @@ def served(realm):
     realm.places[ECHO] = SERVER
     mailbox = realm.member(SERVER).mailbox(ECHO)
     return mailbox, realm.member(CLIENT).connect(ECHO)
-
-
-@pytest.fixture
-def beside():
-    """``beside(function, *args)``: run it in a thread; `join()` gives its result or raises its error."""
-    runs = []
-
-    class Run:
-        def __init__(self, function, *args):
-            self.result = self.error = None
-            self.thread = threading.Thread(target=self._run, args=(function, args))
-            self.thread.start()
-
-        def _run(self, function, args):
-            try:
-                self.result = function(*args)
-            except BaseException as error:
-                self.error = error
-
-        def join(self):
-            self.thread.join(10)
-            assert not self.thread.is_alive()
-            if self.error is not None:
-                raise self.error
-            return self.result
-
-    def run(function, *args):
-        runs.append(Run(function, *args))
-        return runs[-1]
-
-    yield run
-    for each in runs:
-        each.thread.join(10)
-
-
-def asleep(channel):
-    """Wait until some thread sleeps in a call of this channel's endpoint."""
-    while not channel.endpoint.crank._asleep:
-        threading.Event().wait(0.0005)
 
 
 def restart(realm, place, ident):
