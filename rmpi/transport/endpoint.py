@@ -603,16 +603,25 @@ class Endpoint:
             if not self.crank.closed:
                 self._incoming.put_back(Arrival(source, context, tag, fingerprint), value, eager)
 
-    def doze(self, context: int, source: int, tag: int, deadline: Deadline = Deadline.NEVER) -> None:
+    def doze(
+        self,
+        context: int,
+        source: int,
+        tag: int,
+        *,
+        members: frozenset[int] = frozenset(),
+        deadline: Deadline = Deadline.NEVER,
+    ) -> None:
         """Sleep until a message that fits may have come, or time is up. Then try the port again, and next the long way.
 
         For whoever found nothing by the short cut: where most messages come by that, he is woken in a fraction of the
         time that `receive` takes. It may end early, and never says what happened; so it is done once, not in a loop.
 
-        Raises:
-            ChannelClosed: The context is closed, or the endpoint.
+        Args, errors: As for `receive`, but for `PeerLost` and `DeadlineExceeded`.
         """
-        probe = Probe(context, source, tag)  # that nothing comes, or ends, unnoticed
+        if deadline is Deadline.NEVER and self.stays.observer is not None:
+            return  # `receive` tells it
+        probe = Probe(context, source, tag, None, members)  # that nothing comes, or ends, unnoticed
         shielded = SHIELD.enter()
         try:
             with self.crank.lock:

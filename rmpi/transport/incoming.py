@@ -131,7 +131,7 @@ class Incoming:
     def may_doze(self, probe: Probe) -> bool:
         """Whether a message may come of which nobody would know but for the probe, which is told of all others then."""
         known = self.matching.contexts[probe.context]
-        if known.arrivals or (probe.source != ANY and self._peers.peer(probe.source).ended is not None):
+        if known.arrivals or ((probe.source != ANY or probe.members) and self._why_hopeless(probe) is not None):
             return False
         known.probes.append(probe)
         return True

@@ -51,7 +51,7 @@ class Place:
         """A message with its source and tag: by the short cut, by that after a doze, or the long way."""
         found = self.taken(source, tag)
         if found is None:
-            self.endpoint.doze(box_of(self.ident), source, tag, Deadline.after(20))
+            self.endpoint.doze(box_of(self.ident), source, tag, deadline=Deadline.after(20))
             found = self.taken(source, tag)
         return found or self.waited_for(self.endpoint.start_receive(box_of(self.ident), source, tag))
 
@@ -248,7 +248,7 @@ def test_threads_receive_from_boxes_of_their_own(new, beside):
         while len(got) < count:
             value = shorts[i].recv(ANY, ANY, None)
             if value is NOTHING:
-                server.endpoint.doze(BOX + 2 * i, ANY, ANY, Deadline.after(20))
+                server.endpoint.doze(BOX + 2 * i, ANY, ANY, deadline=Deadline.after(20))
                 value = shorts[i].recv(ANY, ANY, None)
             if value is NOTHING:
                 value = server.endpoint.receive(BOX + 2 * i, ANY, ANY, deadline=Deadline.after(20)).take()
@@ -271,7 +271,7 @@ def test_threads_receive_from_boxes_of_their_own(new, beside):
 
 
 def doze(place, source=ANY, tag=ANY, timeout=20):
-    place.endpoint.doze(box_of(place.ident), source, tag, Deadline.after(timeout))
+    place.endpoint.doze(box_of(place.ident), source, tag, deadline=Deadline.after(timeout))
 
 
 def test_who_dozes_wakes_for_a_message_and_leaves_it_to_the_port(served, beside):
