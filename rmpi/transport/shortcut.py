@@ -11,9 +11,9 @@ reads of the endpoint's state, and why that is safe, its text says. So whoever c
 and needs to know only one thing more: a large message that was begun, and has stopped on the way, is an operation
 of the endpoint from then on, which is returned instead of True or of the value, and must be waited for.
 
-Ports of boxes and routes are *open*: any thread may receive by them, one at a time. Who does reads ``source``, ``tag`` and
-``length`` first, and then assigns to ``given``, which lets the next one in. Since nobody knows when a client comes,
-receiving there has a step between the short cut and the long way:
+Ports of boxes and routes are *open*: any thread may receive by them, one at a time. Whoever does reads ``source``,
+``tag`` and ``length`` first, and then assigns to ``given``, which lets the next one in. Since nobody knows when a client
+comes, receiving there has a step between the short cut and the long way:
 
     value = port.recv(ANY, ANY, None)
     if value is NOTHING:
