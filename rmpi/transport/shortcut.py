@@ -12,7 +12,7 @@ and needs to know only one thing more: a large message that was begun, and has s
 of the endpoint from then on, which is returned instead of True or of the value, and must be waited for.
 
 Ports of boxes and routes are *open*: any thread may receive by them, one at a time. Whoever does reads ``source``,
-``tag`` and ``length`` first, and then assigns to ``given``, which lets the next one in. Since nobody knows when a client
+``tag`` and ``length`` first, and then assigns to ``given``, which lets the next one in. As nobody knows when a client
 comes, receiving there has a step between the short cut and the long way:
 
     value = port.recv(ANY, ANY, None)
