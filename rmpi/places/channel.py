@@ -167,7 +167,7 @@ class Channel(Outlet):
                 value = short.recv(ANY, ANY, None)
                 if value is NOTHING and self._may_doze():
                     deadline = Deadline.after(timeout)
-                    self._endpoint.doze(self._box, ANY, ANY, self._members(), deadline)
+                    self._endpoint.doze(self._box, ANY, ANY, members=self._members(), deadline=deadline)
                     value = short.recv(ANY, ANY, None)
                 if type(value) is Receive:
                     value = self._landed(value, deadline or Deadline.after(timeout))
