@@ -49,6 +49,25 @@ class TestMember:
         return Mailbox(self, inbox(place), parent)
 
 
+class LoneMember:
+    """A member by itself: its channels go to endpoints that its test has joined with it, and to no place."""
+
+    system = SYSTEM
+
+    def __init__(self, endpoint):
+        self.endpoint = endpoint
+        self._counter = count()
+
+    def new_box(self):
+        return box_number(SYSTEM, self.endpoint.ident, next(self._counter))
+
+    def describe(self, endpoint):
+        return f"member {endpoint}"
+
+    def channel_to(self, endpoint, box):
+        return Channel(self, Address(SYSTEM, 0, endpoint, box, self.describe(endpoint)))
+
+
 def inbox(place):
     return box_number(SYSTEM, 0, place)
 
