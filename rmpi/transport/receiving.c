@@ -334,6 +334,28 @@ static bool brings(Lane *lane, bool asked)
     return ring_readable(&lane->in, 1) > 0;
 }
 
+/* Take credit that has come. Whether nothing else has but a message for another box: it can wait where it is, while
+   there is nothing behind it. */
+static bool can_wait(const Port *port, Lane *lane)
+{
+    Header header;
+    while (is_open(lane) && lane_readable(lane, HEADER_SIZE) >= HEADER_SIZE) {
+        ring_peek(&lane->in, 0, &header, HEADER_SIZE);
+        if (!is_plausible(lane, &header)) {
+            return false;
+        }
+        if (header.kind != CREDITED) {
+            uint64_t size = HEADER_SIZE + header.metadata + header.length;
+            return port->open && header.kind == EAGER && header.context != port->context &&
+                   lane_readable(lane, size + 1) == size;
+        }
+        if (!take_credit(lane, &header)) {
+            return false;
+        }
+    }
+    return lane_readable(lane, 1) == 0;
+}
+
 /* One from which something comes; the first look goes to that after the last. NULL: there is none. */
 static Lane *find_lane(Port *port, long long *rank)
 {
@@ -347,7 +369,7 @@ static Lane *find_lane(Port *port, long long *rank)
         for (Py_ssize_t i = 0; i < count; i++) {
             Py_ssize_t at = port->turn + i < count ? port->turn + i : (port->turn + i) % count;
             Lane *lane = lane_at(port, at);
-            if (brings(lane, asked)) {
+            if (brings(lane, asked) && !can_wait(port, lane)) {
                 port->turn = at + 1;
                 if (wait.until) {
                     learn(port, true);

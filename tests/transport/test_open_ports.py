@@ -13,8 +13,10 @@ from rmpi.deadline import Deadline
 from rmpi.errors import ChannelClosed, PeerLost
 from rmpi.transport.base import Transfer
 from rmpi.transport.endpoint import Endpoint
+from rmpi.transport.incoming import CREDIT_STEP
 from rmpi.transport.matching import ANY, Receive
 from rmpi.transport.media import why_no_shm
+from rmpi.transport.peers import CREDIT, FRAME_COST
 from rmpi.transport.shortcut import NOTHING
 
 pytestmark = pytest.mark.skipif(why_no_shm() is not None, reason=str(why_no_shm()))
@@ -125,6 +127,14 @@ def served(new, sockets):
     return make
 
 
+def over_memory(new, clients):
+    """A server and its clients, over shared memory: what was sent has come."""
+    places = [new(SERVER + i) for i in range(clients + 1)]
+    for client in places[1:]:
+        join(places[0], client)
+    return places
+
+
 # -- what goes by the short cut -------------------------------------------------------------------------------
 
 
@@ -158,17 +168,39 @@ def test_nobody_who_sends_much_keeps_the_others_waiting(served):
         assert sorted(server.soon()[:2] for _ in clients) == [(number, client.ident) for client in clients]
 
 
-def test_what_is_for_another_box_is_not_in_the_way_for_long(served):
+def test_what_is_for_another_box_waits_where_it_is(new):
+    """As requests do while a server waits for an answer of its own."""
+    server, *clients = over_memory(new, 2)
+    inbox = server.endpoint.open_box(BOX)
+    assert clients[0].endpoint.open_route(BOX, SERVER).send("a request", SERVER, 0)
+    clients[1].put("an answer", SERVER)
+    assert server.taken() == ("an answer", CLIENT + 1, 0)
+    assert inbox.recv(ANY, ANY, None) == "a request"
+
+
+def test_what_lies_behind_something_for_another_box_is_found_the_long_way(served):
     server, (client,) = served(1)
-    other = server.endpoint.open_box(BOX)
-    route = client.endpoint.open_route(BOX, SERVER)
-    assert route.send("for the other", SERVER, 0)
-    client.put("for this one", SERVER)
-    assert server.get() == ("for this one", CLIENT, 0)
-    assert other.recv(ANY, ANY, None) is NOTHING
-    assert server.endpoint.receive(BOX, ANY, ANY, deadline=Deadline.after(0)).take() == "for the other"
-    assert route.send("again", SERVER, 0)
-    assert other.recv(ANY, ANY, None) == "again"
+    inbox = server.endpoint.open_box(BOX)
+    assert client.endpoint.open_route(BOX, SERVER).send("a request", SERVER, 0)
+    client.put("an answer", SERVER)
+    assert server.taken() is None
+    assert server.get() == ("an answer", CLIENT, 0)
+    assert inbox.recv(ANY, ANY, None) is NOTHING
+    assert server.endpoint.receive(BOX, ANY, ANY, deadline=Deadline.after(0)).take() == "a request"
+
+
+def test_credit_that_comes_does_not_keep_anybody_waiting(new):
+    """Whoever finds it looks for a message elsewhere, too."""
+    server, *clients = over_memory(new, 2)
+    for _ in range(CREDIT_STEP // FRAME_COST):
+        server.put(None, CLIENT)
+    for _ in range(CREDIT_STEP // FRAME_COST):
+        clients[0].taken()
+    lane = next(lane for lane in server.endpoint._shortcuts._lanes if lane.peer == CLIENT)
+    assert lane.credit < CREDIT
+    clients[1].put("hello", SERVER)
+    assert server.taken() == ("hello", CLIENT + 1, 0)
+    assert lane.credit == CREDIT
 
 
 def test_what_waits_the_long_way_comes_first(served):
