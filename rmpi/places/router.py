@@ -318,7 +318,7 @@ class Router:
         self._dialling: set[tuple[int, int]] = set()
         self._routes = Routes(book.route, book.doors)
         self._relayed: set[tuple[int, int]] = set()  # on the head: pairs of the whole job
-        self._detours: set[str] = set()  # on the head: announced
+        self._detours: set[tuple[type[Message], tuple[int, int]]] = set()  # on the head: announced
         self._last_words: dict[int, str] = {}  # on the head: how the traceback of a crash ends
         self._calls = CallBook()
         self.seeks_deadlocks = True
@@ -489,20 +489,22 @@ class Router:
     # ------------------------------------------------------------------------------ the head
 
     def _note(self, message: Between) -> list[Action]:
-        """Remember which pairs are relayed, and announce it, once for all places of two hosts."""
+        """Remember which pairs are relayed, and announce it, once for all places of two nodes."""
+        nodes = node_of(message.source), node_of(message.destination)
         match message:
             case DialBack(why=why):
                 here, there = self._hosts_of(message)
                 text, slower = f"{here} cannot connect to {there} ({why}): {there} is asked to connect to {here}", False
             case NoWay(source, destination, why) if self._routes.relays:
                 self._relayed.add((min(source, destination), max(source, destination)))
-                what = self._in_words(message) if why else " and ".join(self._hosts_of(message))
+                nodes = min(nodes), max(nodes)
+                what = self._in_words(message) if why else " and ".join(sorted(self._hosts_of(message)))
                 text, slower = f"{what}: their data goes through the ssh sessions, which is slower", bool(why)
             case _:
                 return []
-        if text in self._detours:
+        if (type(message), nodes) in self._detours:
             return []
-        self._detours.add(text)
+        self._detours.add((type(message), nodes))
         return [Detour(text, slower)]
 
     def _end_relays(self, node: int) -> list[Action]:

@@ -250,6 +250,13 @@ def test_both_begin_to_relay_at_the_same_moment():
     assert two.step(NodeSaid(HEAD, NoWay(C, E, "", ""))) == []
 
 
+def test_a_detour_is_announced_once_for_two_nodes_whoever_says_it():
+    head = router(HEAD)
+    assert len(head.step(NodeSaid(1, NoWay(C, E, "x", "y")))) == 2
+    assert head.step(NodeSaid(2, NoWay(E, C, "y", "x"))) == [Send(1, NoWay(E, C, "y", "x"))]
+    assert head.step(NodeSaid(2, NoWay(E, D, "y", "x"))) == [Send(1, NoWay(E, D, "y", "x"))]
+
+
 def test_a_pair_that_has_a_link_keeps_it():
     """The other one came in by the door while our place was dialling in vain."""
     one = router(1)
@@ -266,7 +273,7 @@ def test_where_everything_is_relayed_nobody_dials(pair, nodes):
     job.says(one, Connect(other))
     assert job.told[one] == job.told[other] == []
     assert sorted(relayed(job)) == sorted([(nodes[0], one, other), (nodes[1], other, one)])
-    hosts = [HOSTS[MEMBERS.index(member)] for member in pair]
+    hosts = sorted(HOSTS[MEMBERS.index(member)] for member in pair)
     text = f"{hosts[0]} and {hosts[1]}: their data goes through the ssh sessions, which is slower"
     assert (HEAD, Detour(text, False)) in job.done  # no surprise to whoever asked for it
 
