@@ -20,12 +20,11 @@ place without a call of its own that is started with the first of them.
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
-
-import msgpack
 
 from rmpi.errors import WireError
 from rmpi.places.ends import End, end_of
@@ -78,12 +77,17 @@ from rmpi.places.system_messages import (
     StopThread,
     Survey,
     ThreadEnded,
+    Withdraw,
+    pack_values,
 )
 
 MAIN = 1
 """The number of the user's program as a place, and the serial number of its endpoint on the head's node."""
 
 SIGTERM, SIGKILL = 15, 9
+
+REMEMBERED = 1000
+"""Places that have ended, the oldest of which is forgotten for the next."""
 
 LOST = -SIGKILL
 """Exit status of a place whose node was lost: nobody can know."""
@@ -200,7 +204,8 @@ class NodeEntry:
     """A node.
 
     Attributes:
-        asked: By whom it was added: an endpoint, and the number of its request; None once that was answered.
+        asked: Who waits for it: an endpoint, and the number of its request; None once that was answered.
+        requested: The same, for good.
         state: "booting", "up", "down" (lost, and to be booted again), "ending", "gone".
         serials: Numbers for endpoints; never used twice, whatever becomes of the node.
         host: The place that runs its threads; 0 if there is none.
@@ -212,6 +217,7 @@ class NodeEntry:
     order: AddNode | None
     owner: int
     asked: tuple[int, int] | None
+    requested: tuple[int, int] | None
     supervisor: Supervisor | None
     state: str = "booting"
     machine: str = ""
@@ -239,9 +245,12 @@ class PlaceEntry:
     """A place.
 
     Attributes:
-        asked: By whom it was spawned: an endpoint, and the number of its request; None once that was answered.
+        asked: Who waits for it: an endpoint, and the number of its request; None once that was answered.
+        requested: The same, for good.
         state: "starting", "up", "down" (has ended, and is to be restarted), "gone".
+        begun: Its call has; it is up when, besides, its process is known.
         stopping: Somebody has ended it on purpose: it is not restarted.
+        signal: What it is to be stopped with, should it start all the same.
         restarts: How often it was.
         cause: Why it has ended, if it is known better than by its exit status.
         followers: Endpoints that hear of what becomes of it.
@@ -251,13 +260,16 @@ class PlaceEntry:
     node: int
     order: Spawn
     asked: tuple[int, int] | None
+    requested: tuple[int, int] | None
     owner: int
     supervisor: Supervisor
     label: str
     endpoint: int = 0
     pid: int = 0
     state: str = "starting"
+    begun: bool = False
     stopping: bool = False
+    signal: int = SIGTERM
     restarts: int = 0
     cause: str = ""
     followers: set[int] = field(default_factory=set)
@@ -285,12 +297,14 @@ class Directory:
         self._behind: dict[int, set[int]] = {}  # the places behind each endpoint
         self._ended: dict[int, int] = {}  # by endpoint: the place that was there, until all it wrote was shown
         self._silent: set[int] = set()  # endpoints that have not ended, and will not write anything more
+        self._past: deque[int] = deque()  # the places of which nothing is left to be told
+        self._labels: dict[int, str] = {}  # by endpoint, as long as it is in one of these
         self._members: set[int] = set()  # endpoints that have nobody's place behind them: programs
         self._nodes: dict[int, NodeEntry] = {}
         self._node_numbers = itertools.count(LOCAL + 1)
-        self._nodes[LOCAL] = NodeEntry(LOCAL, host, None, 0, None, None, "up", host)
+        self._nodes[LOCAL] = NodeEntry(LOCAL, host, None, 0, None, None, None, "up", host)
         self._barred: dict[tuple[int, int], str] = {}  # nodes whose places cannot dial the other's, and why
-        self._relayed: set[tuple[int, int]] = set()  # endpoints
+        self._relayed: dict[tuple[int, int], set[int]] = {}  # pairs of endpoints; of which of them nothing is wanted
         self._announced: set[tuple[int, int]] = set()  # nodes whose detour was
         self._now = 0.0
 
@@ -316,7 +330,7 @@ class Directory:
     def end(self) -> None:
         """Nothing is to be started any more."""
         for node in self._nodes.values():
-            node.state = "ending"
+            node.state = "gone" if node.state == "gone" else "ending"
         for entry in self._places.values():
             entry.stopping = True
 
@@ -344,6 +358,8 @@ class Directory:
     # -------------------------------------------------------------------------- what comes in
 
     def _heard(self, node: int, message: Message) -> list[Action]:
+        if node not in self._nodes:
+            raise WireError(f"there is no node {node}")
         match message:
             case FromPlace(endpoint, packed) if node_of(endpoint) == node:
                 return self._place_said(endpoint, unpack(packed))
@@ -351,26 +367,28 @@ class Directory:
                 return self._endpoint_ended(endpoint, status, end_of(status, joined=joined, left=left))
             case Running(endpoint, pid) if node_of(endpoint) == node:
                 return self._running(endpoint, pid)
-            case Carry(source, destination) if node_of(source) == node and self._is_relayed(source, destination):
-                return [Post(node_of(destination), message)]
-            case Carried(source, destination) if node_of(destination) == node and self._is_relayed(source, destination):
-                return [Post(node_of(source), message)]
+            case Carry(source, destination) if node_of(source) == node:
+                return [Post(node_of(destination), message)] if self._is_relayed(source, destination) else []
+            case Carried(source, destination, count) if node_of(destination) == node:
+                return self._carried(source, destination, count)
         raise WireError(f"node {node} may not say {type(message).__name__}")
 
     def _place_said(self, endpoint: int, message: Message) -> list[Action]:
-        """A place said something; what it asked for too late finds nobody to answer, and is dropped."""
+        """A place said something."""
+        if not self._is_there(endpoint):
+            return []
         match message:
             case Connect(peer):
                 return self._connect(endpoint, peer)
             case Unreachable(peer, why):
                 return self._unreachable(endpoint, peer, why)
             case Started(place):
-                return [action for entry in self._of(endpoint, place) for action in self._started(entry)]
+                return [action for entry in self._of(endpoint, place) for action in self._begun(entry)]
             case NotStarted(place, error, text):
                 return [
                     action for entry in self._of(endpoint, place) for action in self._not_started(entry, error, text)
                 ]
-            case ThreadEnded(place, status, text):
+            case ThreadEnded(place, status, text) if place:
                 return self._thread_ended(endpoint, place, status, text)
             case Crashed(_, text):
                 return self._crashed(endpoint, text)
@@ -390,6 +408,8 @@ class Directory:
                 return self._survey(endpoint, number, node)
             case Kill(number, place, signal):
                 return self._kill(endpoint, number, place, signal)
+            case Withdraw(number):
+                return self._withdraw((endpoint, number))
         raise WireError(f"a place may not say {type(message).__name__}")
 
     def _of(self, endpoint: int, place: int) -> list[PlaceEntry]:
@@ -409,7 +429,7 @@ class Directory:
     def _answer(self, asked: tuple[int, int] | None, *values: Any) -> list[Action]:
         if asked is None:
             return []
-        return self._to(asked[0], Answer(asked[1], msgpack.packb(values)))
+        return self._to(asked[0], Answer(asked[1], pack_values(values)))
 
     def _decline(self, asked: tuple[int, int] | None, error: str, text: str) -> list[Action]:
         return [] if asked is None else self._to(asked[0], Declined(asked[1], error, text))
@@ -418,13 +438,14 @@ class Directory:
         return [action for endpoint in sorted(entry.followers) for action in self._to(endpoint, message)]
 
     def _log(self, endpoint: int, record: Record) -> Log:
-        names = [self._places[each].label for each in sorted(self._behind.get(endpoint, set()))]
-        label = names[0] if names else "the main program"
-        return Log(label, self._nodes[node_of(endpoint)].label, record)
+        label = "the main program" if endpoint in self._members else self.place_label(endpoint)
+        return Log(label, self._node_label(node_of(endpoint)), record)
 
     # ---------------------------------------------------------------------------------- places
 
     def _spawn(self, endpoint: int, order: Spawn) -> list[Action]:
+        if order.kind not in KINDS or (order.kind == "command" and not order.argv):
+            raise WireError(f"a place cannot be a {order.kind!r} of {order.argv!r}")
         asked = (endpoint, order.number)
         node = self._nodes.get(order.node)
         if node is None or node.state in ("gone", "ending") or not self._may_use(endpoint, node):
@@ -435,7 +456,7 @@ class Directory:
         number = next(self._place_numbers)
         label = f"{order.name or _short(order)} on {node.label}"
         supervisor = Supervisor(Rule.from_plain(order.rule))
-        entry = PlaceEntry(number, order.node, order, asked, endpoint, supervisor, label)
+        entry = PlaceEntry(number, order.node, order, asked, asked, endpoint, supervisor, label)
         self._places[number] = entry
         entry.followers.add(endpoint)
         return self._launch(entry)
@@ -445,11 +466,12 @@ class Directory:
         node = self._nodes[entry.node]
         if node.state != "up":
             return []
-        entry.state = "starting"
+        entry.state, entry.begun = "starting", False
         if entry.is_thread:
             return self._launch_thread(entry, node)
         entry.endpoint = self._new_endpoint(node)
         self._behind[entry.endpoint] = {entry.number}
+        self._labels[entry.endpoint] = entry.label
         order = entry.order
         enrolled = Enrolled(
             self.system,
@@ -476,7 +498,7 @@ class Directory:
             node.host = next(self._place_numbers)
             order = Spawn(0, node.number, "", "process", ("threads",), b"", 0, NO_RULE, {}, "", entry.order.level)
             label = f"the threads of {node.label}"
-            host = PlaceEntry(node.host, node.number, order, None, 0, Supervisor(Rule(Then.NOTHING)), label)
+            host = PlaceEntry(node.host, node.number, order, None, None, 0, Supervisor(Rule(Then.NOTHING)), label)
             self._places[node.host] = host
             return self._launch(host)
         host = self._places[node.host]
@@ -491,7 +513,7 @@ class Directory:
         return node.number << SERIAL_BITS | next(iter(node.serials))
 
     def _count(self, node: NodeEntry) -> int:
-        return sum(entry.node == node.number and not entry.is_thread for entry in self._places.values())
+        return sum(not entry.is_thread for entry in self._at_node(node))
 
     def _is_crowded(self, node: NodeEntry) -> bool:
         return self._count(node) + (node.number == LOCAL) > node.cores
@@ -499,15 +521,19 @@ class Directory:
     def _running(self, endpoint: int, pid: int) -> list[Action]:
         """A process has been made. That is all there is to know of the start of a command."""
         actions: list[Action] = []
-        for number in self._behind.get(endpoint, set()):
-            entry = self._places[number]
+        for entry in self._of(endpoint, 0):
             entry.pid = pid
-            if entry.order.kind == "command":
+            if entry.begun or entry.order.kind == "command":
                 actions += self._started(entry)
         return actions
 
+    def _begun(self, entry: PlaceEntry) -> list[Action]:
+        """The call of a place has begun, as it says itself. Its process may have to be heard of yet."""
+        entry.begun = True
+        return self._started(entry) if entry.pid or entry.is_thread else []
+
     def _started(self, entry: PlaceEntry) -> list[Action]:
-        """The call of a place has begun."""
+        """A place runs."""
         if entry.state != "starting":
             return []
         entry.state, entry.cause = "up", ""
@@ -519,7 +545,7 @@ class Directory:
             waiting = [each for each in self._places.values() if each.node == entry.node and _waits_for_host(each)]
             actions += [action for each in waiting for action in self._launch(each)]
         if entry.stopping:
-            actions += self._stop(entry, SIGTERM)
+            actions += self._stop(entry, entry.signal)
         return actions
 
     def _at(self, entry: PlaceEntry) -> PlaceAt:
@@ -547,6 +573,8 @@ class Directory:
 
     def _endpoint_ended(self, endpoint: int, status: int, end: End) -> list[Action]:
         """A process has ended: whoever knows its endpoint hears it first, and then what becomes of its places."""
+        if not self._is_there(endpoint):
+            return []
         behind = [self._places[number] for number in sorted(self._behind.pop(endpoint, set()))]
         self._members.discard(endpoint)
         for entry in self._places.values():
@@ -562,10 +590,30 @@ class Directory:
         ]
         if own is not None and endpoint not in self._silent:
             self._ended[endpoint] = own.number
+        else:
+            self._labels.pop(endpoint, None)
         self._silent.discard(endpoint)
         for entry in behind:
             actions += self._ended_place(entry, End(end.code, cause), status)
+        actions += self._withdraw_all(endpoint)
+        return [*actions, *self._stop_if_idle(self._nodes[node_of(endpoint)])]
+
+    def _withdraw(self, asked: tuple[int, int]) -> list[Action]:
+        """Whoever asked for a place or a node does not wait any more, and would not know what to do with it."""
+        actions: list[Action] = []
+        for entry in [each for each in self._places.values() if each.requested == asked and each.state != "gone"]:
+            entry.asked = None
+            actions += self._end_place(entry, SIGKILL)
+        for node in [each for each in self._nodes.values() if each.requested == asked and each.state != "gone"]:
+            node.asked = None
+            actions += self._end_one_node(node, 0.0)
         return actions
+
+    def _withdraw_all(self, endpoint: int) -> list[Action]:
+        """A process has ended: what it asked for, and did not get yet, is not wanted any more."""
+        books = (self._places.values(), self._nodes.values())
+        waiting = [each.asked for book in books for each in book if each.asked and each.asked[0] == endpoint]
+        return [action for asked in waiting for action in self._withdraw(asked)]
 
     def _ended_place(self, entry: PlaceEntry, end: End, status: int) -> list[Action]:
         """A place has ended; its supervisor says what follows."""
@@ -577,18 +625,16 @@ class Directory:
             refused = self._decline(asked, "PeerLost", f"{entry.label} ended before it had begun: {end.cause}")
             return [*refused, *self._gone(entry, end, status)]
         if entry.number == node.host:
-            node.host = 0
+            return self._host_ended(entry, node, end, status)
         if entry.stopping:
             return self._gone(entry, end, status)
         if node.state == "down":  # it is started again with its node
-            entry.state, entry.last = "down", PlaceDown(entry.number, end.cause, status)
-            return self._tell_followers(entry, entry.last)
-        decision = entry.supervisor.step(end, self._now)
-        match decision:
+            return self._down(entry, end, status)
+        match entry.supervisor.step(end, self._now):
+            case Restart() if node.state == "gone":
+                return self._gone(entry, end, status, "on_final_fail")
             case Restart(at):
-                entry.state, entry.last = "down", PlaceDown(entry.number, end.cause, status)
-                down = self._tell_followers(entry, entry.last)
-                return [*down, Alarm(("place", entry.number), at)]
+                return [*self._down(entry, end, status), Alarm(("place", entry.number), at)]
             case GiveUp(reason):
                 return self._gone(entry, End(end.code or 1, reason), status, "on_final_fail")
             case Call():
@@ -596,23 +642,42 @@ class Directory:
             case Nothing():
                 return self._gone(entry, end, status)
 
+    def _down(self, entry: PlaceEntry, end: End, status: int) -> list[Action]:
+        """A place has ended, and will be started again."""
+        entry.state, entry.last = "down", PlaceDown(entry.number, end.cause, status)
+        return self._tell_followers(entry, entry.last)
+
+    def _host_ended(self, host: PlaceEntry, node: NodeEntry, end: End, status: int) -> list[Action]:
+        """The threads of a node have lost their host; the next one that is started begins another."""
+        node.host = 0
+        waiting = [each for each in self._places.values() if each.node == node.number and _waits_for_host(each)]
+        why = End(end.code or 1, host.cause or end.cause)
+        over = [action for each in waiting for action in self._ended_place(each, why, status)]
+        return [*self._gone(host, end, status), *over]
+
     def _gone(self, entry: PlaceEntry, end: End, status: int, then: str = "") -> list[Action]:
         """A place has ended for good."""
-        entry.state = "gone"
+        entry.state, entry.order = "gone", _without_burden(entry.order)
         entry.last = PlaceGone(entry.number, end.cause, status, end.failed, then)
-        actions = self._tell_followers(entry, entry.last)
-        if entry.is_thread or entry.number not in self._ended.values():
-            actions += self._tell_followers(entry, PlaceShown(entry.number))
-        return actions
+        return [*self._tell_followers(entry, entry.last), *self._if_over(entry)]
 
     def _shown(self, endpoint: int) -> list[Action]:
         if endpoint in self._behind:
             self._silent.add(endpoint)
-        number = self._ended.pop(endpoint, 0)
-        entry = self._places.get(number)
-        if entry is None or entry.state != "gone":
             return []
-        return self._tell_followers(entry, PlaceShown(number))
+        self._labels.pop(endpoint, None)
+        entry = self._places.get(self._ended.pop(endpoint, 0))
+        return self._if_over(entry) if entry is not None and entry.state == "gone" else []
+
+    def _if_over(self, entry: PlaceEntry) -> list[Action]:
+        """A place has ended for good: was all shown that it wrote?"""
+        if entry.number in self._ended.values():
+            return []
+        told = self._tell_followers(entry, PlaceShown(entry.number))
+        self._past.append(entry.number)
+        if len(self._past) > REMEMBERED:
+            del self._places[self._past.popleft()]
+        return told
 
     def _thread_ended(self, endpoint: int, place: int, status: int, text: str) -> list[Action]:
         actions: list[Action] = []
@@ -629,27 +694,39 @@ class Directory:
     def _due(self, what: str, number: int) -> list[Action]:
         if what == "node":
             node = self._nodes[number]
-            return [Boot(number, node.order)] if node.state == "down" and node.order is not None else []
+            if node.state != "down" or node.order is None:
+                return []
+            node.state = "booting"
+            return [Boot(number, node.order)]
         if what == "stop":
             node = self._nodes[number]
             return [Post(number, Stop())] if node.state == "ending" else []
         entry = self._places[number]
-        if entry.state != "down":
+        return self._launch_again(entry) if entry.state == "down" else []
+
+    def _launch_again(self, entry: PlaceEntry) -> list[Action]:
+        """Restart a place, unless its node is not there: then it is restarted with that."""
+        if self._nodes[entry.node].state != "up":
             return []
         entry.restarts += 1
         return self._launch(entry)
 
     def _kill(self, endpoint: int, number: int, place: int, signal: int) -> list[Action]:
+        if not 0 < signal <= LAST_SIGNAL:
+            raise WireError(f"there is no signal {signal}")
         entry = self._places.get(place)
-        actions: list[Action] = []
-        if entry is not None and entry.state != "gone":
-            entry.stopping = True
-            if entry.state == "down":
-                assert isinstance(entry.last, PlaceDown)
-                actions = self._gone(entry, End(0, "ended while it was down"), entry.last.status)
-            elif entry.endpoint:
-                actions = self._stop(entry, signal)
+        actions = self._end_place(entry, signal) if entry is not None and entry.state != "gone" else []
         return [*actions, *self._answer((endpoint, number))]
+
+    def _end_place(self, entry: PlaceEntry, signal: int) -> list[Action]:
+        """A place is not wanted any more."""
+        entry.stopping = True
+        entry.signal = SIGKILL if SIGKILL in (signal, entry.signal) else signal
+        if entry.endpoint:
+            return self._stop(entry, signal)
+        if isinstance(entry.last, PlaceDown):
+            return self._gone(entry, End(0, "ended while it was down"), entry.last.status)
+        return self._ended_place(entry, End(0, "it was ended"), 0)
 
     def _stop(self, entry: PlaceEntry, signal: int) -> list[Action]:
         if entry.is_thread:
@@ -684,14 +761,15 @@ class Directory:
         return next((each for each in self._named_places() if each.node == node and each.order.name == name), None)
 
     def _not_found(self, name: str, node: int, endpoint: int) -> str:
-        """What there is instead."""
-        here = [each for each in self._named_places() if node in (ANY_NODE, each.node)]
+        """What there is instead, as far as it concerns who asks."""
+        known = [each for each in self._named_places() if self._may_use(endpoint, self._nodes[each.node])]
+        here = [each for each in known if node in (ANY_NODE, each.node)]
         where = "in this system" if node == ANY_NODE else f"on {self._node_label(node)}"
         text = f"there is no place named {name!r} {where}"
-        elsewhere = [each for each in self._named_places() if each.order.name == name and each not in here]
+        elsewhere = [each for each in known if each.order.name == name]
         names = sorted({each.order.name for each in here})
         near = get_close_matches(name, names)
-        if elsewhere and self._may_use(endpoint, self._nodes[elsewhere[0].node]):
+        if elsewhere:
             return f"{text}; it is on {self._node_label(elsewhere[0].node)}"
         if near:
             return f"{text}; did you mean {' or '.join(map(repr, near))}?"
@@ -703,7 +781,8 @@ class Directory:
         if place == MAIN:
             return self._to(endpoint, PlaceAt(MAIN, self.main, "the main program", self._nodes[LOCAL].pid, 0))
         if entry is None:
-            return self._to(endpoint, PlaceGone(place, "nobody knows that place", 0, True, ""))
+            gone = PlaceGone(place, "nobody knows that place", 0, True, "")
+            return [*self._to(endpoint, gone), *self._to(endpoint, PlaceShown(place))]
         entry.followers.add(endpoint)
         actions = self._to(endpoint, self._news(entry))
         if entry.state == "gone" and entry.number not in self._ended.values():
@@ -723,10 +802,9 @@ class Directory:
             return self._to(peer, Dial(endpoint, (mine.door,), self._key, patience))
         if route == "direct":
             return self._to(endpoint, NoLink(peer, self._why_not(mine, theirs)))
-        pair = (min(endpoint, peer), max(endpoint, peer))
-        if pair in self._relayed:
+        if self._is_relayed(endpoint, peer):
             return []
-        self._relayed.add(pair)
+        self._relayed[_pair(endpoint, peer)] = set()
         return [
             Post(mine.number, RelayTo(endpoint, peer)),
             Post(theirs.number, RelayTo(peer, endpoint)),
@@ -744,7 +822,8 @@ class Directory:
 
     def _unreachable(self, endpoint: int, peer: int, why: str) -> list[Action]:
         """A door was not to be reached; what was learnt holds for all places of the two nodes, in that direction."""
-        self._barred.setdefault((node_of(endpoint), node_of(peer)), why)
+        if self._is_there(peer):
+            self._barred.setdefault((node_of(endpoint), node_of(peer)), why)
         return self._connect(endpoint, peer)
 
     def _why_not(self, node: NodeEntry, other: NodeEntry) -> str:
@@ -757,11 +836,22 @@ class Directory:
         return "; ".join(whys) or "neither node has a door for the other"
 
     def _is_relayed(self, source: int, destination: int) -> bool:
-        return (min(source, destination), max(source, destination)) in self._relayed
+        return _pair(source, destination) in self._relayed
+
+    def _carried(self, source: int, destination: int, count: int) -> list[Action]:
+        """A pair is forgotten when it was said for both directions that nothing more is wanted, as `relay` does."""
+        pair = _pair(source, destination)
+        if pair not in self._relayed:
+            return []
+        if not count:
+            self._relayed[pair].add(source)
+        if len(self._relayed[pair]) == len(pair):
+            del self._relayed[pair]
+        return [Post(node_of(source), Carried(source, destination, count))]
 
     def _announce_detour(self, node: NodeEntry, other: NodeEntry) -> list[Action]:
         """Once for two nodes, unless that was asked for."""
-        pair = (min(node.number, other.number), max(node.number, other.number))
+        pair = _pair(node.number, other.number)
         if pair in self._announced or "relay" in (node.route, other.route):
             return []
         self._announced.add(pair)
@@ -770,9 +860,10 @@ class Directory:
         return [Tell(f"rmpi: {text}, which is slower")]
 
     def _end_relays(self, endpoint: int) -> list[Action]:
-        """An endpoint is gone: whoever it was relayed to sees the end of its link."""
+        """An endpoint is lost: whoever it was relayed to sees the end of its link."""
         actions: list[Action] = []
         for pair in [pair for pair in self._relayed if endpoint in pair]:
+            del self._relayed[pair]
             peer = pair[0] + pair[1] - endpoint
             if self._nodes[node_of(peer)].state in ("up", "ending"):
                 actions += [
@@ -796,7 +887,8 @@ class Directory:
         label = order.name or self._free_label(order.host or self._nodes[LOCAL].label)
         rule = Rule.from_plain(order.rule)
         supervisor = Supervisor(rule) if rule.then is Then.RESTART else None
-        node = NodeEntry(number, label, order, endpoint, (endpoint, order.number), supervisor)
+        asked = (endpoint, order.number)
+        node = NodeEntry(number, label, order, endpoint, asked, asked, supervisor)
         self._nodes[number] = node
         return [Boot(number, order)]
 
@@ -807,67 +899,75 @@ class Directory:
 
     def _booted(self, event: Booted) -> list[Action]:
         node = self._nodes[event.node]
-        if node.state == "ending":
+        if node.state != "booting":
             return [Post(node.number, Stop())]
         node.state, node.machine, node.door, node.pid = "up", event.host, event.door, event.pid
         node.cores, node.memory = event.cores, event.memory
         if node.supervisor is not None:
             node.supervisor.started(self._now)
         asked, node.asked = node.asked, None
-        waiting = [entry for entry in self._places.values() if entry.node == node.number and entry.state == "down"]
         actions = self._answer(asked, node.number, node.label)
-        for entry in waiting:
-            entry.restarts += 1
-            actions += self._launch(entry)
+        for entry in self._at_node(node):
+            if entry.state == "down":
+                actions += self._launch_again(entry)
+            elif entry.state == "starting":
+                actions += self._launch(entry)
         return actions
 
     def _not_booted(self, node: NodeEntry, text: str) -> list[Action]:
         asked, node.asked = node.asked, None
-        if asked is not None:
-            node.state = "gone"
-            return [*self._decline(asked, "LaunchError", text), *self._answer_ending(node)]
+        if asked is not None or node.state == "ending":
+            return [*self._decline(asked, "LaunchError", text), *self._node_gone(node, text)]
         return self._restart_node(node, f"it could not be started again: {text}")
 
     def _end_node(self, endpoint: int, number: int, node: int, order: EndNode) -> list[Action]:
+        asked = (endpoint, number)
+        if node == LOCAL:
+            return self._decline(asked, "UsageError", "the node of the program itself ends with it")
         entry = self._nodes.get(node)
-        if entry is None or node == LOCAL:
-            return self._decline((endpoint, number), "UsageError", "the node of the program itself ends with it")
+        if entry is None:
+            return self._decline(asked, "UsageError", f"there is no node {node}")
         if entry.state == "gone":
-            return self._answer((endpoint, number))
-        entry.ending.append((endpoint, number))
-        before, entry.state = entry.state, "ending"
-        for place in self._places.values():
-            if place.node == node:
-                place.stopping = True
+            return self._answer(asked)
+        entry.ending.append(asked)
+        return self._end_one_node(entry, order.seconds if order.graceful else 0.0)
+
+    def _end_one_node(self, node: NodeEntry, seconds: float) -> list[Action]:
+        """A node is not wanted any more, nor are its places, which may have some time to end by themselves."""
+        before, node.state = node.state, "ending"
+        for place in self._at_node(node):
+            place.stopping = True
         if before == "down":
-            return self._node_lost(entry, "it was ended", expected=True)
+            return self._node_gone(node, "it was ended")
         if before == "booting":
             return []
-        if not order.graceful:
-            return [Post(node, Stop())]
-        return [Post(node, Signal(SIGTERM)), Alarm(("stop", node), self._now + order.seconds)]
+        if not seconds > 0:
+            return [Post(node.number, Stop())]
+        alarm = Alarm(("stop", node.number), self._now + seconds)
+        return [Post(node.number, Signal(SIGTERM)), alarm, *self._stop_if_idle(node)]
+
+    def _stop_if_idle(self, node: NodeEntry) -> list[Action]:
+        """A node that is to end need not wait when all its places have."""
+        if node.state != "ending" or not node.ending:
+            return []
+        busy = any(node_of(endpoint) == node.number for endpoint in self._behind)
+        return [] if busy else [Post(node.number, Stop())]
 
     def _node_lost(self, node: NodeEntry, why: str, expected: bool) -> list[Action]:
         """A node is gone, and what ran there with it."""
-        restart = not expected and node.state == "up" and node.supervisor is not None
+        expected = expected or node.state == "ending"
+        restart = not expected and node.supervisor is not None
         node.state = "down" if restart else "gone"
         node.door, node.pid = ("", 0), 0
         actions: list[Action] = []
         for endpoint in [each for each in self._behind if node_of(each) == node.number]:
             actions += self._end_relays(endpoint)
-            for number in self._behind[endpoint]:
-                entry = self._places[number]
-                entry.stopping = entry.stopping or not restart
             actions += self._endpoint_ended(endpoint, LOST, End(1, why))
-            actions += self._shown(endpoint)
-        for entry in [each for each in self._places.values() if each.node == node.number and each.state == "down"]:
-            if not restart:
-                actions += self._gone(entry, End(1, why), LOST)
         if restart:
             return [*actions, *self._restart_node(node, why)]
         if not expected:
             actions.append(Tell(f"node {node.label} was lost: {why}"))
-        return [*actions, *self._answer_ending(node)]
+        return [*actions, *self._node_gone(node, why)]
 
     def _restart_node(self, node: NodeEntry, why: str) -> list[Action]:
         """A supervised node is gone, or could not be started again."""
@@ -875,37 +975,59 @@ class Directory:
         decision = node.supervisor.step(End(1, why), self._now)
         if isinstance(decision, Restart):
             node.state = "down"
-            return [Tell(f"node {node.label} was lost, and is started again: {why}"), _alarm(node, decision.at)]
-        node.state = "gone"
-        places = [each for each in self._places.values() if each.node == node.number and each.state == "down"]
-        gone = [action for entry in places for action in self._gone(entry, End(1, why), LOST)]
-        return [Tell(f"node {node.label} was lost for good: {why}"), *gone, *self._answer_ending(node)]
+            again = Alarm(("node", node.number), decision.at)
+            return [Tell(f"node {node.label} was lost, and is started again: {why}"), again]
+        return [Tell(f"node {node.label} was lost for good: {why}"), *self._node_gone(node, why)]
 
-    def _answer_ending(self, node: NodeEntry) -> list[Action]:
+    def _node_gone(self, node: NodeEntry, why: str) -> list[Action]:
+        """A node is gone for good, and with it those of its places that waited for it."""
+        node.state = "gone"
+        asked, node.asked = node.asked, None
         waiting, node.ending = node.ending, []
-        return [action for asked in waiting for action in self._answer(asked)]
+        actions = self._decline(asked, "PeerLost", f"{node.label} was ended before it was up")
+        for entry in self._at_node(node):
+            actions += self._ended_place(entry, End(1, why), LOST)
+        return [*actions, *(action for each in waiting for action in self._answer(each))]
+
+    def _at_node(self, node: NodeEntry) -> list[PlaceEntry]:
+        """The places of a node that are not gone."""
+        return [each for each in self._places.values() if each.node == node.number and each.state != "gone"]
 
     # ---------------------------------------------------------------------------------- status
 
     def _survey(self, endpoint: int, number: int, node: int) -> list[Action]:
-        nodes = [each for each in self._nodes.values() if node in (ANY_NODE, each.number)]
+        asked = (endpoint, number)
         if node == ANY_NODE:
-            listed = [_node_row(each) for each in nodes if each.state != "gone" and self._may_use(endpoint, each)]
-        else:
-            places = [each for each in self._places.values() if each.node == node and each.state != "gone"]
-            listed = [*map(_node_row, nodes), *map(_place_row, places)]
-        return self._answer((endpoint, number), listed)
+            nodes = [each for each in self._nodes.values() if each.state != "gone" and self._may_use(endpoint, each)]
+            return self._answer(asked, [*map(_node_row, nodes)])
+        entry = self._nodes.get(node)
+        if entry is None:
+            return self._decline(asked, "UsageError", f"there is no node {node}")
+        return self._answer(asked, [_node_row(entry), *map(_place_row, self._at_node(entry))])
 
     def place_label(self, endpoint: int) -> str:
-        """What is behind an endpoint, or was until a moment ago."""
-        number = self._ended.get(endpoint) or next(iter(sorted(self._behind.get(endpoint, set()))), 0)
-        return self._places[number].label if number in self._places else "a place"
+        """Whose process is behind an endpoint, or was until all it wrote was shown. From any thread."""
+        return self._labels.get(endpoint, "a place")
 
 
 HOSTING = "from rmpi.places.hosting import main; main()"
 """What a place runs that is no command. It is code, and not that module by name, so that its ``__main__`` is empty."""
 
 NO_RULE: Plain = Rule(Then.NOTHING).to_plain()
+
+
+def _pair(one: int, other: int) -> tuple[int, int]:
+    return min(one, other), max(one, other)
+
+
+def _without_burden(order: Spawn) -> Spawn:
+    """What is remembered of an order that is not carried out any more."""
+    return Spawn(order.number, order.node, order.name, order.kind, (), b"", 0, NO_RULE, {}, "", 0)
+
+
+KINDS = ("process", "thread", "command")
+
+LAST_SIGNAL = 64
 
 
 def _waits_for_host(entry: PlaceEntry) -> bool:
@@ -915,10 +1037,6 @@ def _waits_for_host(entry: PlaceEntry) -> bool:
 def _short(order: Spawn) -> str:
     """What a place without a name is called."""
     return order.argv[0] if order.argv else "place"
-
-
-def _alarm(node: NodeEntry, at: float) -> Alarm:
-    return Alarm(("node", node.number), at)
 
 
 def _last_line(text: str) -> str:

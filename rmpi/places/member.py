@@ -12,8 +12,6 @@ import select
 from collections.abc import Callable
 from typing import Any
 
-import msgpack
-
 from rmpi import errors
 from rmpi.deadline import Deadline
 from rmpi.errors import DeadlineExceeded, LaunchError, PeerExited, PeerLost, RmpiError
@@ -35,6 +33,7 @@ from rmpi.places.system_messages import (
     Record,
     RunThread,
     StopThread,
+    unpack_values,
 )
 from rmpi.places.whereabouts import Whereabouts
 from rmpi.transport.endpoint import Endpoint
@@ -213,7 +212,7 @@ class Member(Attachment):
     def _heard(self, message: Message) -> None:
         match message:
             case Answer(number, packed):
-                self._answered(number, msgpack.unpackb(packed, use_list=False, strict_map_key=False))
+                self._answered(number, unpack_values(packed))
             case Declined(number, error, text):
                 self._answered(number, None, _error_of(error, text))
             case PlaceAt() | PlaceDown() | PlaceGone() | PlaceShown():

@@ -26,7 +26,7 @@ from rmpi.errors import WireError
 
 M = TypeVar("M", bound="type[Message]")
 
-_UNICODE_ERRORS = "surrogatepass"
+UNICODE_ERRORS = "surrogatepass"
 """Any Python string travels: file names that are not UTF-8, and what programs put into exceptions."""
 
 SERIAL_BITS = 20
@@ -104,7 +104,7 @@ def register(code: int) -> Callable[[M], M]:
 def pack(message: Message) -> bytes:
     """The bytes of a message."""
     values = [getattr(message, name) for name in message._names]
-    return msgpack.packb([_CODES[type(message)], *values], unicode_errors=_UNICODE_ERRORS)  # type: ignore[no-any-return]
+    return msgpack.packb([_CODES[type(message)], *values], unicode_errors=UNICODE_ERRORS)  # type: ignore[no-any-return]
 
 
 def unpack(data: bytes | memoryview) -> Message:
@@ -114,7 +114,7 @@ def unpack(data: bytes | memoryview) -> Message:
         WireError: It is not one of ours.
     """
     try:
-        parts = msgpack.unpackb(data, use_list=False, strict_map_key=False, unicode_errors=_UNICODE_ERRORS)
+        parts = msgpack.unpackb(data, use_list=False, strict_map_key=False, unicode_errors=UNICODE_ERRORS)
     except Exception as error:  # msgpack raises its own kinds, TypeError, ValueError, …
         raise WireError(f"not a control message: {type(error).__name__}: {error}") from None
     if type(parts) is not tuple or not parts or type(parts[0]) is not int or parts[0] not in _BY_CODE:

@@ -382,10 +382,13 @@ class Node:
                     os.close(fd)
                 self.step(PlaceSaid(place.endpoint, message))
         except WireError as error:
-            self._outside.warn(f"rank {place.rank} speaks nonsense to its router: {error}")
+            self._outside.warn(f"{self._name_of(place)} speaks nonsense to its router: {error}")
             place.control.closed = True
         if place.control.closed:
             self._hang_up(place)
+
+    def _name_of(self, place: NodePlace) -> str:
+        return f"rank {place.rank}"
 
     def _hang_up(self, place: NodePlace) -> None:
         if place.control.fileno() >= 0:

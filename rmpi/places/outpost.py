@@ -50,7 +50,7 @@ from rmpi.places.router import (
     Tell,
     TurnAway,
 )
-from rmpi.places.system_messages import EndpointGone, RelayTo, Running
+from rmpi.places.system_messages import FROM_PLACES, EndpointGone, RelayTo, Running
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,9 @@ class Outpost:
                 return []
             case Connect(peer):
                 return self._connect(endpoint, peer)
-        return [Send(HEAD, FromPlace(endpoint, pack(message)))]
+        if isinstance(message, FROM_PLACES):
+            return [Send(HEAD, FromPlace(endpoint, pack(message)))]
+        raise WireError(f"a place may not say {type(message).__name__}")
 
     def _connect(self, endpoint: int, peer: int) -> list[Action]:
         known = peer in self._peers[endpoint]

@@ -4,7 +4,7 @@ They are packed and checked like those of a job (`rmpi.places.messages`), of whi
 `Connect`, `Crashed`, `Joined`, `Left`, `LinkTo`, `Dial`, `NoLink`, `Unreachable`, `Carry`, `Carried`, `Exited`,
 `FromPlace`, `ToPlace`, `Output`, `Stop`, `Gone`.
 
-    place → head        Find  Spawn  AddNode  EndNode  Survey  Kill  Follow  Started  NotStarted  Record
+    place → head        Find  Spawn  AddNode  EndNode  Survey  Kill  Follow  Withdraw  Started  NotStarted  Record
     head → place        Enrolled  Answer  Declined  PlaceAt  PlaceDown  PlaceGone  PlaceShown  EndpointGone
     place host ⇄ head   RunThread  StopThread  ThreadEnded
     head → node         Serve  Start  EndpointGone  RelayTo
@@ -14,7 +14,13 @@ What has a ``number`` is a request: its place numbers them, and gets an `Answer`
 empty when they are not there; a ``rule`` says what follows when something has ended (`rmpi.places.supervisor.Rule`).
 """
 
-from rmpi.places.messages import Message, register
+from collections.abc import Sequence
+from typing import Any
+
+import msgpack
+
+from rmpi.errors import WireError
+from rmpi.places.messages import UNICODE_ERRORS, Connect, Crashed, Message, Unreachable, register
 from rmpi.places.supervisor import Plain
 
 LOCAL = 0
@@ -139,6 +145,13 @@ class Record(Message):
     created: float
 
 
+@register(138)
+class Withdraw(Message):
+    """Nobody waits for the answer to that request of mine any more; a place or node that was asked for is ended."""
+
+    number: int
+
+
 # ------------------------------------------------------------------------------------ head → place
 
 
@@ -169,6 +182,26 @@ class Answer(Message):
 
     number: int
     packed: bytes
+
+
+def pack_values(values: Sequence[Any]) -> bytes:
+    """What an `Answer` holds: values that msgpack knows."""
+    return msgpack.packb(values, unicode_errors=UNICODE_ERRORS)  # type: ignore[no-any-return]
+
+
+def unpack_values(packed: bytes) -> tuple[Any, ...]:
+    """What `pack_values` was given.
+
+    Raises:
+        WireError: It is something else.
+    """
+    try:
+        values = msgpack.unpackb(packed, use_list=False, strict_map_key=False, unicode_errors=UNICODE_ERRORS)
+    except Exception as error:  # as in `unpack`
+        raise WireError(f"not an answer: {type(error).__name__}: {error}") from None
+    if type(values) is not tuple:
+        raise WireError(f"not an answer: {type(values).__name__}")
+    return values
 
 
 @register(146)
@@ -257,6 +290,25 @@ class ThreadEnded(Message):
     status: int
     text: str
 
+
+FROM_PLACES = (
+    Connect,
+    Unreachable,
+    Crashed,
+    Find,
+    Spawn,
+    AddNode,
+    EndNode,
+    Survey,
+    Kill,
+    Follow,
+    Withdraw,
+    Started,
+    NotStarted,
+    Record,
+    ThreadEnded,
+)
+"""What places may say to the head. Their nodes see to it."""
 
 # -------------------------------------------------------------------------------------- head ⇄ node
 

@@ -8,10 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmpi.errors import WireError
-from rmpi.places import messages
+from rmpi.places import messages, system_messages
 from rmpi.places.messages import Called, Connect, Crashed, Dial, Fork, Joined, Message, Welcome, pack, unpack
 
-EVERY = [kind for kind in vars(messages).values() if isinstance(kind, type) and issubclass(kind, Message)][1:]
+EVERY = sorted(
+    {
+        kind
+        for module in (messages, system_messages)
+        for kind in vars(module).values()
+        if isinstance(kind, type) and issubclass(kind, Message) and kind is not Message
+    },
+    key=lambda kind: kind.__name__,
+)
 
 TEXT = st.text(st.characters(), max_size=20)  # surrogates included
 STRATEGIES = {
