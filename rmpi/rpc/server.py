@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from copy import copy
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +81,7 @@ class Server:
 
         checker(cls.__init__, f"{cls.__qualname__}.__init__")(None, *args, **kwargs)
         place = node.spawn(serve, cls, args, kwargs, name=name or "", restart=restart, kind=kind)
-        return make_stub(cls, place, None, place)
+        return make_stub(cls, copy(place), None, place)  # closing the stub does not end the server
 
     @classmethod
     def connect(cls, node: Any, name: str) -> Self:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from rmpi.errors import ChannelClosed
+from rmpi.places.outlet import ChannelStatistics
 
 
 class Message(NamedTuple):
@@ -39,8 +40,8 @@ class Script:
 
     messages: deque
 
-    def poll(self):
-        return bool(self.messages) and self.messages[0] is not PAUSE
+    def statistics(self):
+        return ChannelStatistics(0, 0, int(bool(self.messages) and self.messages[0] is not PAUSE), 0)
 
     def receive(self, _timeout=None):
         if self.messages and self.messages[0] is PAUSE:

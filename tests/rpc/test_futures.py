@@ -12,8 +12,8 @@ from rmpi.errors import ChannelClosed, RemoteError, UsageError
 
 
 class Worker(rpc.Server):
-    begun = threading.Semaphore(0)
-    may_go = threading.Semaphore(0)
+    begun: threading.Semaphore
+    may_go: threading.Semaphore
 
     def __init__(self):
         self.done = []
@@ -42,7 +42,9 @@ class Worker(rpc.Server):
 
 
 @pytest.fixture
-def worker(served):
+def worker(served, monkeypatch):
+    monkeypatch.setattr(Worker, "begun", threading.Semaphore(0), raising=False)
+    monkeypatch.setattr(Worker, "may_go", threading.Semaphore(0), raising=False)
     return served(Worker)
 
 
@@ -94,22 +96,24 @@ def test_a_future_can_be_awaited(worker):
     assert asyncio.run(together()) == [0, 1, 4, 9, 16]
 
 
-def test_an_awaiting_task_that_is_cancelled_cancels_the_call(worker, busy):
+def test_an_awaiting_task_that_is_cancelled_cancels_the_call(served, worker, busy):
     async def hurry():
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(worker.work.future(1), 0.01)
 
     asyncio.run(hurry())
+    served.until_queued(worker, 2)  # the call, and that it is cancelled
     busy()
     assert worker.everything() == []
 
 
-def test_a_call_that_is_cancelled_before_it_is_begun_is_not_executed(worker, busy):
+def test_a_call_that_is_cancelled_before_it_is_begun_is_not_executed(served, worker, busy):
     futures = [worker.work.future(number) for number in range(6)]
     assert [future.cancel() for future in futures[1::2]] == [True, True, True]
     assert futures[1].cancel(), "again changes nothing"
     done, _ = concurrent.futures.wait(futures[1::2], timeout=0)
     assert done == set(futures[1::2]), "those who wait know at once"
+    served.until_queued(worker, 6 + 3)
     busy()
     assert [future.result(20) for future in futures[::2]] == [0, 4, 16]
     assert worker.everything() == [0, 2, 4]
@@ -125,19 +129,55 @@ def test_what_is_done_cannot_be_cancelled(worker):
 
 def test_a_call_that_was_begun_is_finished_for_nobody(worker):
     future = worker.wait.future()
-    Worker.begun.acquire(timeout=20)
+    assert Worker.begun.acquire(timeout=20)
     assert future.cancel()
     Worker.may_go.release()
     assert worker.work(2) == 4
 
 
 def test_the_thread_that_takes_answers_ends_with_the_last(worker):
-    future = worker.work.future(1)
-    future.result(20)
+    assert worker.work.future(1).result(20) == 1
+    assert threads_of_answers() == [], "who waits takes the answer"
+    told = threading.Event()
+    worker.work.future(2).add_done_callback(lambda _future: told.set())
+    assert told.wait(20)
     for thread in threads_of_answers():
         thread.join(20)
     assert threads_of_answers() == []
-    assert worker.work.future(2).result(20) == 4
+    assert worker.work.future(3).result(20) == 9
+
+
+def test_a_look_is_enough_to_be_told(worker):
+    future = worker.work.future(3)
+    while not future.done():
+        threading.Event().wait(0.001)
+    assert future.result(0) == 9
+
+
+def test_many_threads_wait_for_answers_at_once(worker, busy):
+    futures = [worker.work.future(number) for number in range(50)]
+    with concurrent.futures.ThreadPoolExecutor(10) as pool:
+        backwards = pool.map(lambda future: future.result(20), reversed(futures))
+        busy()
+        assert list(backwards) == [number * number for number in reversed(range(50))]
+
+
+def test_who_has_waited_in_vain_may_wait_again(worker, busy):
+    future = worker.work.future(3)
+    for _ in range(2):
+        with pytest.raises(TimeoutError):
+            future.result(0.01)
+        with pytest.raises(TimeoutError):
+            future.exception(0)
+    busy()
+    assert future.result(20) == 9
+
+
+def test_answers_that_nobody_waits_for_are_taken_all_the_same(worker):
+    futures = [worker.work.future(number) for number in range(3000)]
+    assert worker.everything() == list(range(3000))
+    assert sum(super(type(future), future).done() for future in futures) > 0
+    assert [future.result(20) for future in futures] == [number * number for number in range(3000)]
 
 
 def test_blocking_calls_overtake_no_future(worker, busy):
@@ -147,11 +187,10 @@ def test_blocking_calls_overtake_no_future(worker, busy):
     assert [future.result(20) for future in futures] == [0, 1, 4]
 
 
-def test_a_closed_stub_fails_what_is_outstanding(served):
-    worker = served(Worker)
+def test_a_closed_stub_fails_what_is_outstanding(worker):
     other = pickle.loads(pickle.dumps(worker))
     future = other.wait.future()
-    Worker.begun.acquire(timeout=20)
+    assert Worker.begun.acquire(timeout=20)
     rpc.close(other)
     assert isinstance(future.exception(20), ChannelClosed)
     Worker.may_go.release()

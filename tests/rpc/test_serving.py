@@ -72,8 +72,9 @@ def bank():
 
 
 @pytest.fixture
-def serve(bank):
-    """Runs a script: messages, and functions that are called when it is their turn."""
+def serve(bank, monkeypatch):
+    """Runs a script: messages, each of which has come when the one before it is taken, up to a pause."""
+    monkeypatch.setattr(serving, "LOOK_EVERY", 0)
 
     def run(*script):
         methods = {name: getattr(bank, name) for name in dir(bank) if callable(getattr(bank, name)) and name[0] != "_"}

@@ -12,8 +12,8 @@ from rmpi.rpc.messages import WINDOW
 
 
 class Source(rpc.Server):
-    closed = threading.Semaphore(0)
-    may_go = threading.Semaphore(0)
+    closed: threading.Semaphore
+    may_go: threading.Semaphore
 
     def __init__(self):
         self.made = 0
@@ -60,7 +60,9 @@ class Source(rpc.Server):
 
 
 @pytest.fixture
-def source(served):
+def source(served, monkeypatch):
+    monkeypatch.setattr(Source, "closed", threading.Semaphore(0), raising=False)
+    monkeypatch.setattr(Source, "may_go", threading.Semaphore(0), raising=False)
     return served(Source)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from rmpi import rpc
 from rmpi.errors import ChannelClosed, DeadlineExceeded, RemoteError, UsageError
+from rmpi.rpc import serving
 from rmpi.rpc.stub import connection_of
 
 
@@ -91,8 +92,8 @@ class Bank(rpc.Server):
 class Gate(rpc.Server):
     """Waits until the test says so."""
 
-    begun = threading.Semaphore(0)
-    may_go = threading.Semaphore(0)
+    begun: threading.Semaphore
+    may_go: threading.Semaphore
 
     def __init__(self):
         self.passed = []
@@ -116,8 +117,17 @@ def bank(served):
 
 
 @pytest.fixture
-def gate(served):
+def gate(served, monkeypatch):
+    monkeypatch.setattr(Gate, "begun", threading.Semaphore(0), raising=False)
+    monkeypatch.setattr(Gate, "may_go", threading.Semaphore(0), raising=False)
     return served(Gate)
+
+
+@pytest.fixture
+def eager_gate(gate, monkeypatch):
+    """One that begins also what was given up meanwhile."""
+    monkeypatch.setattr(serving, "LOOK_AHEAD", 0)
+    return gate
 
 
 # ---- calls ----
@@ -169,8 +179,8 @@ def test_a_stub_can_be_sent_to_others(bank, served):
     assert bank.add("alice") == 102
 
 
-def test_what_a_stub_says_of_its_time_is_sent_too(gate):
-    hurried = pickle.loads(pickle.dumps(gate.with_timeout(0.01)))
+def test_what_a_stub_says_of_its_time_is_sent_too(eager_gate):
+    hurried = pickle.loads(pickle.dumps(eager_gate.with_timeout(0.01)))
     with pytest.raises(DeadlineExceeded):
         hurried.wait()
     rpc.close(hurried)
@@ -278,28 +288,29 @@ def test_a_server_of_another_version_refuses_as_a_local_object_would(served):
 # ---- time ----
 
 
-def test_a_call_that_is_late_says_that_it_may_be_executed(gate):
+def test_a_call_that_is_late_says_that_it_may_be_executed(eager_gate):
     with pytest.raises(DeadlineExceeded, match=r"^Gate\.wait: .* did not answer within 0\.01 s; the call may still be"):
-        gate.wait("first", timeout=0.01)
+        eager_gate.wait("first", timeout=0.01)
     Gate.may_go.release()
-    assert gate.note("second") == ["first", "second"]
+    assert eager_gate.note("second") == ["first", "second"]
 
 
-def test_a_late_answer_is_nobody_else_s(gate):
-    late = gate.with_timeout(0.01)
+def test_a_late_answer_is_nobody_else_s(eager_gate):
+    late = eager_gate.with_timeout(0.01)
     for _ in range(5):
         with pytest.raises(DeadlineExceeded):
             late.wait("late", big=True)
-        Gate.begun.acquire(timeout=20)
+        assert Gate.begun.acquire(timeout=20)
         Gate.may_go.release()
-        assert gate.note("x")[-1] == "x"
+        assert eager_gate.note("x")[-1] == "x"
 
 
-def test_a_call_that_was_not_begun_before_it_was_late_is_not_begun(gate):
+def test_a_call_that_was_not_begun_before_it_was_late_is_not_begun(served, gate):
     blocked = gate.wait.future("first")
-    Gate.begun.acquire(timeout=20)
+    assert Gate.begun.acquire(timeout=20)
     with pytest.raises(DeadlineExceeded):
         gate.note("in vain", timeout=0.01)
+    served.until_queued(gate, 2)  # the call, and that it was given up
     Gate.may_go.release()
     assert blocked.result(20) == "first"
     assert gate.note("last", timeout=20) == ["first", "last"]
