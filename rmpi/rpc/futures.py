@@ -69,7 +69,9 @@ class Future(StandardFuture[T]):
 
     def done(self) -> bool:
         """Whether it has an answer, or was cancelled."""
-        return super().done() or (self._answers.have_led(), super().done())[1]
+        if not super().done():
+            self._answers.have_led()
+        return super().done()
 
     def add_done_callback(self, fn: Callable[[StandardFuture[T]], object]) -> None:
         """Call ``fn(future)`` when it has an answer, in some thread; at once, if it has one."""
