@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from rmpi.places.nodes import create_nodes as create_nodes
     from rmpi.places.nodes import here as here
     from rmpi.places.nodes import nodes as nodes
+    from rmpi.places.nodes import unite as unite
     from rmpi.places.outlet import ChannelStatistics as ChannelStatistics
     from rmpi.places.outlet import Outlet as Outlet
     from rmpi.places.pair import channel_pair as channel_pair
@@ -58,7 +59,7 @@ _HOMES = {
     "rmpi.places.managedprocess": ("process",),
     "rmpi.places.messagerouter": ("MessageRouter", "log_error"),
     "rmpi.places.monitoring": ("PlaceEvent", "monitor"),
-    "rmpi.places.nodes": ("connect", "create_node", "create_node_future", "create_nodes", "here", "nodes"),
+    "rmpi.places.nodes": ("connect", "create_node", "create_node_future", "create_nodes", "here", "nodes", "unite"),
     "rmpi.places.outlet": ("ChannelStatistics", "Outlet"),
     "rmpi.places.pair": ("channel_pair",),
     "rmpi.places.selecting": ("select",),

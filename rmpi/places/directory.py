@@ -20,14 +20,16 @@ place without a call of its own that is started with the first of them.
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from rmpi.errors import WireError
+from rmpi.errors import UsageError, WireError
 from rmpi.places.ends import End, end_of
+from rmpi.places.grouping import STOP_GRACE, Groups, LosePlace, StartPlace, Step, StopPlace
 from rmpi.places.messages import (
     SERIAL_BITS,
     Carried,
@@ -77,6 +79,7 @@ from rmpi.places.system_messages import (
     StopThread,
     Survey,
     ThreadEnded,
+    Unite,
     Withdraw,
     pack_values,
 )
@@ -252,6 +255,7 @@ class PlaceEntry:
         stopping: Somebody has ended it on purpose: it is not restarted.
         signal: What it is to be stopped with, should it start all the same.
         restarts: How often it was.
+        due: When it is to be restarted; before, alarms mean nothing any more.
         cause: Why it has ended, if it is known better than by its exit status.
         followers: Endpoints that hear of what becomes of it.
     """
@@ -271,6 +275,7 @@ class PlaceEntry:
     stopping: bool = False
     signal: int = SIGTERM
     restarts: int = 0
+    due: float = -math.inf
     cause: str = ""
     followers: set[int] = field(default_factory=set)
     last: PlaceDown | PlaceGone | None = None
@@ -305,6 +310,7 @@ class Directory:
         self._nodes[LOCAL] = NodeEntry(LOCAL, host, None, 0, None, None, None, "up", host)
         self._barred: dict[tuple[int, int], str] = {}  # nodes whose places cannot dial the other's, and why
         self._relayed: dict[tuple[int, int], set[int]] = {}  # pairs of endpoints; of which of them nothing is wanted
+        self._groups = Groups()
         self._announced: set[tuple[int, int]] = set()  # nodes whose detour was
         self._now = 0.0
 
@@ -410,6 +416,8 @@ class Directory:
                 return self._kill(endpoint, number, place, signal)
             case Withdraw(number):
                 return self._withdraw((endpoint, number))
+            case Unite(number, strategy, places):
+                return self._unite((endpoint, number), strategy, places)
         raise WireError(f"a place may not say {type(message).__name__}")
 
     def _of(self, endpoint: int, place: int) -> list[PlaceEntry]:
@@ -538,6 +546,7 @@ class Directory:
             return []
         entry.state, entry.cause = "up", ""
         entry.supervisor.started(self._now)
+        self._groups.started(entry.number, self._now)
         asked, entry.asked = entry.asked, None
         actions = self._tell_followers(entry, self._at(entry))
         actions += self._answer(asked, entry.number, entry.node, entry.label)
@@ -627,20 +636,64 @@ class Directory:
         if entry.number == node.host:
             return self._host_ended(entry, node, end, status)
         if entry.stopping:
-            return self._gone(entry, end, status)
+            others = self._carry_out(self._groups.leave(entry.number, self._now))
+            return [*self._gone(entry, end, status), *others]
         if node.state == "down":  # it is started again with its node
             return self._down(entry, end, status)
+        if entry.number in self._groups:
+            return self._ended_in_group(entry, end, status)
         match entry.supervisor.step(end, self._now):
             case Restart() if node.state == "gone":
                 return self._gone(entry, end, status, "on_final_fail")
             case Restart(at):
-                return [*self._down(entry, end, status), Alarm(("place", entry.number), at)]
+                return [*self._down(entry, end, status), self._start_at(entry, at)]
             case GiveUp(reason):
                 return self._gone(entry, End(end.code or 1, reason), status, "on_final_fail")
             case Call():
                 return self._gone(entry, end, status, "instead")
             case Nothing():
                 return self._gone(entry, end, status)
+
+    def _start_at(self, entry: PlaceEntry, at: float) -> Alarm:
+        entry.due = at
+        return Alarm(("place", entry.number), at)
+
+    def _unite(self, asked: tuple[int, int], strategy: str, places: tuple[int, ...]) -> list[Action]:
+        """Supervise places together."""
+        entries = [self._places[place] for place in dict.fromkeys(places) if place in self._places]
+        if len(entries) != len(places) or not all(entry.state == "up" for entry in entries):
+            return self._decline(asked, "UsageError", "a group is made of places that run, each once")
+        try:
+            self._groups.unite(strategy, {entry.number: entry.supervisor.rule for entry in entries})
+        except UsageError as error:
+            return self._decline(asked, "UsageError", str(error))
+        return self._answer(asked)
+
+    def _ended_in_group(self, entry: PlaceEntry, end: End, status: int) -> list[Action]:
+        """A place has ended on which others may depend."""
+        steps = self._groups.ended(entry.number, end, self._now)
+        lost = next((step for step in steps if isinstance(step, LosePlace)), None)
+        if lost is None:
+            actions = self._down(entry, end, status)
+        else:
+            actions = self._gone(entry, End(end.code or 1, lost.reason), status, "on_final_fail")
+        return [*actions, *self._carry_out(steps)]
+
+    def _carry_out(self, steps: Iterable[Step]) -> list[Action]:
+        """Stop and start places for the sake of others of their group."""
+        actions: list[Action] = []
+        for step in steps:
+            entry = self._places.get(step.place)
+            match step:
+                case StopPlace() if entry is not None and entry.endpoint:
+                    kill = Alarm(("kill", entry.endpoint), self._now + STOP_GRACE)
+                    actions += [*self._stop(entry, SIGTERM), kill]
+                case StopPlace() if entry is not None:
+                    entry.due = math.inf
+                    actions += self._ended_in_group(entry, End(0, "it was about to start"), 0)
+                case StartPlace(_, at) if entry is not None:
+                    actions.append(self._start_at(entry, at))
+        return actions
 
     def _down(self, entry: PlaceEntry, end: End, status: int) -> list[Action]:
         """A place has ended, and will be started again."""
@@ -701,8 +754,10 @@ class Directory:
         if what == "stop":
             node = self._nodes[number]
             return [Post(number, Stop())] if node.state == "ending" else []
+        if what == "kill":
+            return [Post(node_of(number), SignalPlace(number, SIGKILL))] if number in self._behind else []
         entry = self._places[number]
-        return self._launch_again(entry) if entry.state == "down" else []
+        return self._launch_again(entry) if entry.state == "down" and entry.due <= self._now else []
 
     def _launch_again(self, entry: PlaceEntry) -> list[Action]:
         """Restart a place, unless its node is not there: then it is restarted with that."""

@@ -92,6 +92,7 @@ def register(code: int) -> Callable[[M], M]:
 
     def enter(kind: M) -> M:
         kind._names = tuple(kind.__annotations__)
+        assert code not in _BY_CODE, f"{kind.__name__} has the code of {_BY_CODE[code].__name__}"
         kind.__match_args__ = kind._names  # type: ignore[attr-defined,misc]
         _BY_CODE[code] = kind
         _CODES[kind] = code

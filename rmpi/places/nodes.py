@@ -10,18 +10,20 @@ import threading
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rmpi.errors import UsageError
 from rmpi.places import membership
 from rmpi.places.channel import Channel
-from rmpi.places.handles import Node, Output, Route, connect_on
+from rmpi.places.handles import Command, Node, Output, Route, connect_on
 from rmpi.places.hosts import MAX_PORT, parse_host_list
 from rmpi.places.member import Member
 from rmpi.places.routes import ROUTES
 from rmpi.places.supervisor import policy_of
 from rmpi.places.system import system_of_this_process
-from rmpi.places.system_messages import ANY_NODE, AddNode, Survey
+from rmpi.places.system_messages import ANY_NODE, AddNode, Survey, Unite
+
+Strategy = Literal["one_for_one", "one_for_all", "rest_for_one"]
 
 OUTPUTS = ("forward", "label", "capture", "discard")
 
@@ -173,3 +175,26 @@ def connect(name: str, timeout: float | None = 60.0) -> Channel:
         NameNotFound: There is no such place; says which there are.
     """
     return connect_on(member_of_this_process(), ANY_NODE, name, timeout)
+
+
+def unite(strategy: Strategy, places: Iterable[Command]) -> None:
+    """Supervise places together, because they depend on each other; they run, and each has a ``restart=`` of its own.
+
+        database = node.spawn("shop:database", restart=True)
+        counter = node.spawn("shop:counter", restart=True)
+        places.unite("rest_for_one", [database, counter])
+
+    Args:
+        strategy: Who is restarted when one has ended: ``"one_for_one"``, that one; ``"one_for_all"``, all of them;
+            ``"rest_for_one"``, that one and those behind it. The others are asked to end first, last one first, and
+            started again in this order. If one has ended for good, so have those that would be restarted with it.
+        places: In the order in which they depend on each other.
+
+    Raises:
+        UsageError: One of them does not run, is in a group already, or its ``restart=`` restarts nothing.
+    """
+    members = [place.whose for place in places]
+    if not members:
+        raise UsageError("a group has one place at least")
+    numbers = tuple(number for _, number, _ in members)
+    members[0][0].ask(lambda asked: Unite(asked, strategy, numbers), 60.0)

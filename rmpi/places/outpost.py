@@ -94,6 +94,10 @@ class Outpost:
                 return [HandOver(connection, destination, source)]
         raise WireError(f"a node of a system has no use for {type(event).__name__}")
 
+    def label(self, endpoint: int) -> str:
+        """What a place of this node is called."""
+        return self._labels.get(endpoint, "a place")
+
     def runs(self, endpoint: int, pid: int) -> list[Action]:
         """A place of this node has its process."""
         return [Send(HEAD, Running(endpoint, pid))]

@@ -429,6 +429,15 @@ class Group:
         self._children = [_Child(name, Supervisor(rule)) for name, rule in rules.items()]
         self._by_name = {child.name: child for child in self._children}
 
+    def is_gone(self, child: str) -> bool:
+        """Whether a child has ended for good."""
+        return self._by_name[child].state == "gone"
+
+    def remove(self, child: str, now: float) -> list[GroupAction]:
+        """Go on without a child, which has ended on purpose; others may have waited for that."""
+        self._children.remove(self._by_name.pop(child))
+        return self._starts(now)
+
     def started(self, child: str, now: float) -> None:
         """A child runs, as it was told to."""
         self._by_name[child].supervisor.started(now)

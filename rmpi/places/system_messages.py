@@ -4,7 +4,8 @@ They are packed and checked like those of a job (`rmpi.places.messages`), of whi
 `Connect`, `Crashed`, `Joined`, `Left`, `LinkTo`, `Dial`, `NoLink`, `Unreachable`, `Carry`, `Carried`, `Exited`,
 `FromPlace`, `ToPlace`, `Output`, `Stop`, `Gone`.
 
-    place → head        Find  Spawn  AddNode  EndNode  Survey  Kill  Follow  Withdraw  Started  NotStarted  Record
+    place → head        Find  Spawn  AddNode  EndNode  Survey  Kill  Unite  Follow  Withdraw  Started  NotStarted
+                        Record
     head → place        Enrolled  Answer  Declined  PlaceAt  PlaceDown  PlaceGone  PlaceShown  EndpointGone
     place host ⇄ head   RunThread  StopThread  ThreadEnded
     head → node         Serve  Start  EndpointGone  RelayTo
@@ -117,6 +118,18 @@ class Follow(Message):
     """Say where that place is, now and at every change."""
 
     place: int
+
+
+@register(139)
+class Unite(Message):
+    """Supervise these places together, as ``"one_for_one"``, ``"one_for_all"`` or ``"rest_for_one"``.
+
+    Answered with nothing.
+    """
+
+    number: int
+    strategy: str
+    places: tuple[int, ...]
 
 
 @register(135)
@@ -301,6 +314,7 @@ FROM_PLACES = (
     EndNode,
     Survey,
     Kill,
+    Unite,
     Follow,
     Withdraw,
     Started,

@@ -166,6 +166,10 @@ class SystemNode(Node):
     def _relayed_all(self) -> None:
         """More may come: a node of a system does not end of itself."""
 
+    def _name_of(self, place: NodePlace) -> str:
+        assert self._outpost is not None
+        return self._outpost.label(place.endpoint)
+
     def signal_place(self, order: SignalPlace) -> None:
         """Send a signal to a place and what it started."""
         if self._spawner is not None:

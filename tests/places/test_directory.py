@@ -99,13 +99,19 @@ class Stage:
         self.now = 10.0
         self.told = defaultdict(list)
         self.done = []
+        self._due = {}
         self._numbers = iter(range(1, 1 << 20))
 
     # What happens
 
     def happens(self, event):
+        if isinstance(event, Due):
+            self.now = max(self.now, self._due.get(event.key, 0.0))
         for action in self.directory.step(event, self.now):
             match action:
+                case Alarm(key, at):
+                    self._due[key] = at
+                    self.done.append(action)
                 case Post(node, ToPlace(endpoint, packed)):
                     assert node == node_of(endpoint)
                     self.told[endpoint].append(unpack(packed))
