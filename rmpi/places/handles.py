@@ -415,6 +415,10 @@ class Place(Channel, Command):
         Command.__init__(self, member, number, node, name, label, policy)
         Channel.__init__(self, member, place_address(member, number, label), box=box, announces=True)
 
+    def __exit__(self, *_: object) -> None:
+        self.terminate()
+        self.wait()
+
 
 def place_address(member: Member, number: int, label: str) -> Address:
     """Where the mailbox of a place is, wherever that runs."""
