@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     from rmpi.places.channel import Channel as Channel
     from rmpi.places.channel import Mailbox as Mailbox
     from rmpi.places.channel import Message as Message
+    from rmpi.places.creation import connect as connect
+    from rmpi.places.creation import create_node as create_node
+    from rmpi.places.creation import create_node_future as create_node_future
+    from rmpi.places.creation import create_nodes as create_nodes
+    from rmpi.places.creation import here as here
+    from rmpi.places.creation import nodes as nodes
+    from rmpi.places.creation import unite as unite
     from rmpi.places.handles import DEFAULT_PORT as DEFAULT_PORT
     from rmpi.places.handles import Command as Command
     from rmpi.places.handles import Node as Node
@@ -34,13 +41,6 @@ if TYPE_CHECKING:
     from rmpi.places.messagerouter import log_error as log_error
     from rmpi.places.monitoring import PlaceEvent as PlaceEvent
     from rmpi.places.monitoring import monitor as monitor
-    from rmpi.places.nodes import connect as connect
-    from rmpi.places.nodes import create_node as create_node
-    from rmpi.places.nodes import create_node_future as create_node_future
-    from rmpi.places.nodes import create_nodes as create_nodes
-    from rmpi.places.nodes import here as here
-    from rmpi.places.nodes import nodes as nodes
-    from rmpi.places.nodes import unite as unite
     from rmpi.places.outlet import ChannelStatistics as ChannelStatistics
     from rmpi.places.outlet import Outlet as Outlet
     from rmpi.places.pair import channel_pair as channel_pair
@@ -55,11 +55,11 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "rmpi.places.channel": ("Channel", "Mailbox", "Message"),
+    "rmpi.places.creation": ("connect", "create_node", "create_node_future", "create_nodes", "here", "nodes", "unite"),
     "rmpi.places.handles": ("DEFAULT_PORT", "Command", "Node", "NodeStatus", "Place", "PlaceStatus"),
     "rmpi.places.managedprocess": ("process",),
     "rmpi.places.messagerouter": ("MessageRouter", "log_error"),
     "rmpi.places.monitoring": ("PlaceEvent", "monitor"),
-    "rmpi.places.nodes": ("connect", "create_node", "create_node_future", "create_nodes", "here", "nodes", "unite"),
     "rmpi.places.outlet": ("ChannelStatistics", "Outlet"),
     "rmpi.places.pair": ("channel_pair",),
     "rmpi.places.selecting": ("select",),
