@@ -453,8 +453,10 @@ class Job:
         self._loop.close()
 
     def disown(self) -> None:
-        """In a fork of this process: close the life lines of what runs on this machine, which are not the fork's."""
+        """In a fork of this process: close the life lines of what runs for this job, which are not the fork's."""
         self._node.disown()
+        for booted in self._booted.values():
+            booted.session.disown()
 
     # ------------------------------------------------------------------------------- being told
 

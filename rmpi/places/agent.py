@@ -127,6 +127,11 @@ class AgentSession:
             self._listener.join(GRACE)
         self._stderr.close()
 
+    def disown(self) -> None:
+        """In a fork: the agent lives as long as the parent."""
+        self.control.close()
+        self._stderr.close()
+
     def __repr__(self) -> str:
         return f"<AgentSession {self._host} pid {self._process.pid} status {self._process.poll()}>"
 

@@ -351,6 +351,9 @@ class Session(Protocol):
     def close(self) -> None:
         """End session and command, close ``control``. Idempotent; returns within seconds."""
 
+    def disown(self) -> None:
+        """In a fork of this process: close its copies of descriptors, so that the session ends with this process."""
+
 
 class Booter(Protocol):
     """Opens sessions; called from many threads at once."""

@@ -549,7 +549,7 @@ class Directory:
         self._groups.started(entry.number, self._now)
         asked, entry.asked = entry.asked, None
         actions = self._tell_followers(entry, self._at(entry))
-        actions += self._answer(asked, entry.number, entry.node, entry.label)
+        actions += self._answer(asked, entry.number, entry.label, entry.pid)
         if entry.number == self._nodes[entry.node].host:
             waiting = [each for each in self._places.values() if each.node == entry.node and _waits_for_host(each)]
             actions += [action for each in waiting for action in self._launch(each)]
@@ -801,7 +801,7 @@ class Directory:
             return self._decline(asked, "NameNotFound", self._not_found(name, node, endpoint))
         entry = found[0]
         entry.followers.add(endpoint)
-        return [*self._to(endpoint, self._news(entry)), *self._answer(asked, entry.number, entry.node, entry.label)]
+        return [*self._to(endpoint, self._news(entry)), *self._answer(asked, entry.number, entry.label)]
 
     def _news(self, entry: PlaceEntry) -> Message:
         """Where a place is, for somebody who asks for the first time."""
@@ -1059,6 +1059,10 @@ class Directory:
         if entry is None:
             return self._decline(asked, "UsageError", f"there is no node {node}")
         return self._answer(asked, [_node_row(entry), *map(_place_row, self._at_node(entry))])
+
+    def unshown(self, node: int) -> list[int]:
+        """Endpoints of a node that have ended, and some of what was written there is still to be shown."""
+        return [endpoint for endpoint in self._ended if node_of(endpoint) == node]
 
     def place_label(self, endpoint: int) -> str:
         """Whose process is behind an endpoint, or was until all it wrote was shown. From any thread."""

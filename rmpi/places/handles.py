@@ -210,7 +210,8 @@ class Node:
                 logging.getLogger().getEffectiveLevel(),
             )
 
-        place, _, label = self._member.ask(order, timeout, f"starting {name or argv[0]} on {self.label}")
+        place, label, pid = self._member.ask(order, timeout, f"starting {name or argv[0]} on {self.label}")
+        self._member.fate(place).begins(pid)
         return place, label
 
     # ---------------------------------------------------------------------------------- finding
@@ -427,7 +428,7 @@ def place_address(member: Member, number: int, label: str) -> Address:
 
 def connect_on(member: Member, node: int, name: str, timeout: float | None) -> Channel:
     """A channel to a named place of one node, or of any."""
-    number, _, label = member.ask(lambda asked: Find(asked, node, name), timeout, f"looking for {name!r}")
+    number, label = member.ask(lambda asked: Find(asked, node, name), timeout, f"looking for {name!r}")
     return Channel(member, place_address(member, number, label))
 
 

@@ -16,6 +16,9 @@ from collections.abc import Callable
 
 from rmpi.deadline import now
 
+LONGEST_SLEEP = 86400.0
+"""Seconds. epoll takes some weeks at most; whoever wants to be woken later or never is asked again."""
+
 Callback = Callable[[int], None]
 """Called with the epoll mask."""
 
@@ -84,7 +87,7 @@ class Loop:
             return 0.0
         while self._timers and self._timers[0][2].work is None:
             heapq.heappop(self._timers)
-        return max(0.0, self._timers[0][0] - now()) if self._timers else -1.0
+        return min(max(0.0, self._timers[0][0] - now()), LONGEST_SLEEP) if self._timers else -1.0
 
     def _fire(self) -> None:
         moment = now()

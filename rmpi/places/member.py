@@ -33,6 +33,7 @@ from rmpi.places.system_messages import (
     Record,
     RunThread,
     StopThread,
+    Withdraw,
     unpack_values,
 )
 from rmpi.places.whereabouts import Whereabouts
@@ -60,6 +61,11 @@ class Fate:
         self.last: PlaceAt | PlaceDown | PlaceGone | None = None
         self.pid = self.restarts = 0
         self.hears: list[Callable[[News], None]] = []
+
+    def begins(self, pid: int) -> None:
+        """It was started, as the answer to who asked for it says; news follow."""
+        if self.last is None:
+            self.pid = pid
 
     def heard(self, news: News) -> None:
         if news == self.last:  # it is told to each that asks
@@ -157,7 +163,7 @@ class Member(Attachment):
             make: Makes the request of its number.
 
         Raises:
-            DeadlineExceeded: No answer came in time; what was asked for may still be done.
+            DeadlineExceeded: No answer came in time; a place or node that was asked for is ended again.
             RmpiError: The head declines: whatever it says.
         """
         number = next(self._numbers)
@@ -165,8 +171,12 @@ class Member(Attachment):
         try:
             self._tell(make(number))
             self.endpoint.wait((reply,), Deadline.after(timeout))
-        except DeadlineExceeded:
-            raise DeadlineExceeded(f"{what} was not done after {timeout:g} s; it may still be") from None
+        except BaseException as error:  # such as Ctrl-C
+            if error is not reply.error:
+                self._tell(Withdraw(number))
+            if isinstance(error, DeadlineExceeded):
+                raise DeadlineExceeded(f"{what} was not done after {timeout:g} s") from None
+            raise
         finally:
             self._replies.pop(number, None)
         return reply.values
@@ -235,6 +245,10 @@ class Member(Attachment):
         fate = self._fates.get(news.place)
         if fate is not None:
             fate.heard(news)
+        if isinstance(news, PlaceGone):  # whoever asks again is told again
+            self._whereabouts.pop(news.place, None)
+        elif isinstance(news, PlaceShown):
+            self._fates.pop(news.place, None)
 
     def _move(self, whereabouts: Whereabouts, news: News) -> None:
         match news:
@@ -269,9 +283,9 @@ class Member(Attachment):
         lost = PeerLost("the system has ended: this process has no head any more")
         for reply in tuple(self._replies.values()):
             reply.finish(lost)
-        for whereabouts in self._whereabouts.values():
+        for whereabouts in tuple(self._whereabouts.values()):
             whereabouts.gone(lost)
-        for place, fate in self._fates.items():
+        for place, fate in tuple(self._fates.items()):
             fate.heard(PlaceGone(place, str(lost), 0, True, ""))
             fate.heard(PlaceShown(place))
         for endpoint in list(self.endpoint.media()):

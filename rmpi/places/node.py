@@ -243,18 +243,21 @@ class Node:
     def _start(self, begin: Begin, endpoint: int, rank: int, crowded: bool, limit: int) -> None:
         environment = {"RMPI_RANK": str(rank), "RMPI_SIZE": str(len(begin.members))}
         fork = Fork(endpoint, rank, begin.kind, begin.target, begin.argv, environment, begin.directory)
-        place = self._launch(fork, reads=rank == begin.stdin_rank)
-        self._tell(place, Welcome(rank, begin.members, begin.hosts, begin.context, crowded, limit))
+        welcome = Welcome(rank, begin.members, begin.hosts, begin.context, crowded, limit)
+        self._launch(fork, welcome, reads=rank == begin.stdin_rank)
 
-    def _launch(self, fork: Fork, *, reads: bool = False) -> NodePlace:
-        """Have a place forked, with pipes that are read here and a control socket that may be written to at once.
+    def _launch(self, fork: Fork, first: Message | None, *, reads: bool = False) -> NodePlace:
+        """Have a place forked, with pipes that are read here.
 
         Args:
+            first: What it finds in its control socket from the beginning; it does not wait for that for long.
             reads: Whether its standard input is what `feed` is given; else it is empty.
         """
         ours, theirs = control_pair()
         place = self._places[fork.endpoint] = NodePlace(fork.endpoint, fork.rank, Control(ours))
         self._loop.register(place.control.fileno(), partial(self._place_ready, place))
+        if first is not None:
+            self._tell(place, first)
         inherited = [self._open_stdin(place, reads), *self._open_pipes(place), theirs.fileno()]
         assert self._spawner is not None
         self._spawner.send(fork, inherited)
@@ -384,11 +387,15 @@ class Node:
         except WireError as error:
             self._outside.warn(f"{self._name_of(place)} speaks nonsense to its router: {error}")
             place.control.closed = True
+            self._disgraced(place)
         if place.control.closed:
             self._hang_up(place)
 
     def _name_of(self, place: NodePlace) -> str:
         return f"rank {place.rank}"
+
+    def _disgraced(self, place: NodePlace) -> None:
+        """Nothing that a place says will be heard any more. It finds that out itself."""
 
     def _hang_up(self, place: NodePlace) -> None:
         if place.control.fileno() >= 0:

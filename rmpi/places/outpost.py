@@ -94,8 +94,8 @@ class Outpost:
                 return [HandOver(connection, destination, source)]
         raise WireError(f"a node of a system has no use for {type(event).__name__}")
 
-    def label(self, endpoint: int) -> str:
-        """What a place of this node is called."""
+    def label_of(self, endpoint: int) -> str:
+        """What to call a place of this node."""
         return self._labels.get(endpoint, "a place")
 
     def runs(self, endpoint: int, pid: int) -> list[Action]:
@@ -125,7 +125,8 @@ class Outpost:
         return [] if known else [Join(endpoint, peer)]
 
     def _ended(self, endpoint: int, status: int) -> list[Action]:
-        label = self._labels.pop(endpoint, "a place")
+        label = self.label_of(endpoint)
+        self._labels.pop(endpoint, None)
         joined, left = endpoint in self._joined, endpoint in self._left
         self._joined.discard(endpoint)
         self._left.discard(endpoint)

@@ -76,6 +76,10 @@ class Printer:
         """A line of our own."""
         self._queue.put(partial(write_line, -1, 2, line))
 
+    def then(self, work: Callable[[], None]) -> None:
+        """Call this when all that was given so far is out. In the thread that writes."""
+        self._queue.put(work)
+
     def close(self) -> None:
         self._queue.put(None)
         self._thread.join()

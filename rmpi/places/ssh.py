@@ -691,6 +691,16 @@ class SshSession:
             pump.join(JOIN_TIMEOUT)
         self._far.close()
 
+    def disown(self) -> None:
+        """In a fork: the connection lives as long as the parent. Without a word to the host, which would end it."""
+        self.control.close()
+        self._far.close()
+        connection: object = self._channel
+        while isinstance(connection, paramiko.Channel):  # through jump hosts
+            connection = connection.get_transport().sock
+        if isinstance(connection, socket.socket):
+            connection.close()
+
     def __repr__(self) -> str:
         return f"<SshSession {self._host} {'open' if not self._channel.closed else 'closed'}>"
 

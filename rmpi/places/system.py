@@ -117,6 +117,8 @@ class System:
         self._events: deque[Event] = deque()
         self._deciding = False
         self._hanging_up: list[threading.Thread] = []
+        self._arrived: dict[int, Booted] = {}  # nodes that are up, until the loop takes them over
+        self._ending = False
         self._local_gone = False
         self._over = threading.Event()
         self._node.serve(Serve(LOCAL, self._key, "", 0, sys.executable, {}, str(Path.cwd())))
@@ -217,6 +219,7 @@ class System:
                 [_host(order)],
                 pythons=interpreters(order.python or None),
                 deadline=Deadline.after(order.seconds),
+                on_progress=self._check_wanted,
                 on_stderr=lambda host, line: self._printer.say(f"{host.name}: {line}"),
             )[0]
         except LaunchError as error:
@@ -224,12 +227,33 @@ class System:
         except Exception as error:
             self._loop.post(partial(self._decide, NotBooted(node, f"{type(error).__name__}: {error}")))
         else:
+            self._arrived[node] = booted
             self._loop.post(partial(self._meet, node, order, booted))
+            if self._over.is_set():
+                self._send_away()
+
+    def _check_wanted(self, _progress: str) -> None:
+        """While a node boots."""
+        if self._ending:
+            raise LaunchError("the program ends")
+
+    def _send_away(self) -> None:
+        """The loop has ended: close what has come since. In any thread."""
+        while self._arrived:
+            try:
+                _, booted = self._arrived.popitem()
+            except KeyError:  # another thread did
+                return
+            booted.close()
 
     def _meet(self, node: int, order: AddNode, booted: Booted) -> None:
         """A node's process is up: have it serve this system."""
+        del self._arrived[node]
         remote = self._remotes[node]
         remote.booted = booted
+        if self._ending:
+            self._hang_up(remote)
+            return
         for warning in booted.warnings:
             self._printer.say(f"rmpi: {warning}")
         remote.link = NodeLink(self._loop, booted.control, partial(self._heard_from, node), partial(self._lost, node))
@@ -243,14 +267,14 @@ class System:
     def _heard_from(self, node: int, message: Message) -> None:
         remote = self._remotes[node]
         match message:
-            case Serving(port, pid, cores, memory):
+            case Serving(port, pid, cores, memory) if remote.timer is not None:
                 self._served(remote)
                 assert remote.booted is not None
                 door = (_address(remote.booted, remote.order), port)
                 self._decide(NodeBooted(node, remote.booted.facts.hostname, door, pid, cores, memory))
             case Refused(text):
                 self._refused(node, text)
-            case Output(endpoint, stream, data):
+            case Output(endpoint, stream, data) if node_of(endpoint) == node:
                 self.output(endpoint, stream, data)
             case Note():
                 pass
@@ -260,9 +284,18 @@ class System:
                 try:
                     self._decide(Heard(node, message))
                 except WireError as error:
-                    self._lost(node, str(error))
+                    self._is_nonsense(node, message, error)
             case _:
                 self._lost(node, f"it may not say {type(message).__name__}")
+
+    def _is_nonsense(self, node: int, message: Message, error: WireError) -> None:
+        """It costs the place that said it its life; or the node, if that did."""
+        link = self._remotes[node].link
+        if isinstance(message, FromPlace) and node_of(message.endpoint) == node and link is not None:
+            self.warn(f"{self._directory.place_label(message.endpoint)} speaks nonsense to its router: {error}")
+            link.send(SignalPlace(message.endpoint, signal.SIGKILL))
+        else:
+            self._lost(node, str(error))
 
     def _served(self, remote: _RemoteNode) -> None:
         if remote.timer is not None:
@@ -285,6 +318,13 @@ class System:
             return
         self._hang_up(remote)
         self._decide(Lost(node, why, remote.expected))
+        self._printer.then(partial(self._loop.post, partial(self._all_shown, node)))
+
+    def _all_shown(self, node: int) -> None:
+        """What had come of the output of a lost node was shown. Of some of its places, the end never came."""
+        for endpoint in self._directory.unshown(node):
+            self._streams.pop(endpoint, None)
+            self._decide(Shown(endpoint))
 
     def _give_up(self, node: int) -> None:
         remote = self._remotes[node]
@@ -376,10 +416,12 @@ class System:
         self._loop.post(partial(self._begin_end, grace))
         self._over.wait(grace + STOP_LIMIT + 1.0)
         self._printer.close()
+        self._send_away()
         for thread in (self._thread, *self._hanging_up):
             thread.join(STOP_LIMIT)
 
     def _begin_end(self, grace: float) -> None:
+        self._ending = True
         self._directory.end()
         self._node.signal(signal.SIGTERM)
         for remote in self._remotes.values():
@@ -404,6 +446,9 @@ class System:
     def disown(self) -> None:
         """In a fork of this process: the places are not its own, nor may it keep their life lines open."""
         self._node.disown()
+        for booted in (*self._arrived.values(), *(remote.booted for remote in self._remotes.values())):
+            if booted is not None:
+                booted.session.disown()
         self.member.disown()
 
 

@@ -34,7 +34,7 @@ ANY_NODE = -1
 
 @register(128)
 class Find(Message):
-    """Which place bears this name on that node, or any? Answered like `Spawn`; it is followed from then on."""
+    """Which place has this name on that node, or any? Answered with ``(place, label)``; it is followed from then on."""
 
     number: int
     node: int
@@ -43,7 +43,7 @@ class Find(Message):
 
 @register(129)
 class Spawn(Message):
-    """Start a place on a node. Answered with ``(place, node, label)`` when it runs.
+    """Start a place on a node. Answered with ``(place, label, pid)`` when it runs.
 
     ``kind`` is ``"process"``, ``"thread"`` or ``"command"``; ``argv`` is the command, or for people; ``parcel`` is
     the call that a place is to make. ``reply`` is the box of whoever spawns it. Records of

@@ -124,6 +124,8 @@ class SystemNode(Node):
                 self._start_one(order)
             except LaunchError as error:
                 self._fail(order, str(error))
+            except OSError as error:
+                self._fail(order, f"it could not be started here: {error}")
 
     def _start_one(self, order: Start) -> None:
         assert self._order is not None
@@ -133,16 +135,19 @@ class SystemNode(Node):
         target = order.target
         if order.kind == "command":
             target = _program(order.argv[0], order.environment, directory)
-        place = self._launch(
-            Fork(order.endpoint, NO_RANK, order.kind, target, order.argv, order.environment, directory)
-        )
-        if order.kind != "command":
-            self._tell(place, unpack(order.enrolled))
+        fork = Fork(order.endpoint, NO_RANK, order.kind, target, order.argv, order.environment, directory)
+        self._launch(fork, unpack(order.enrolled) if order.kind != "command" else None)
 
     def _fail(self, order: Start, text: str) -> None:
         """A place cannot be started."""
         self._outside.send(HEAD, FromPlace(order.endpoint, pack(NotStarted(0, "LaunchError", text))))
-        self.step(PlaceExited(order.endpoint, FAILED_TO_START))
+        self._never_ran(order, FAILED_TO_START)
+
+    def _never_ran(self, order: Start, status: int) -> None:
+        """The end of a place that had no process, as of one that had."""
+        self.step(PlaceExited(order.endpoint, status))
+        for stream in (1, 2):
+            self._outside.output(order.endpoint, stream, b"")
 
     def _fail_all(self, text: str) -> None:
         orders, self._starting = self._starting, []
@@ -166,14 +171,22 @@ class SystemNode(Node):
     def _relayed_all(self) -> None:
         """More may come: a node of a system does not end of itself."""
 
-    def _name_of(self, place: NodePlace) -> str:
-        assert self._outpost is not None
-        return self._outpost.label(place.endpoint)
-
     def signal_place(self, order: SignalPlace) -> None:
         """Send a signal to a place and what it started."""
-        if self._spawner is not None:
+        waiting = [each for each in self._starting if each.endpoint == order.endpoint]
+        for each in waiting:
+            self._starting.remove(each)
+            self._never_ran(each, -order.number)
+        if not waiting and self._spawner is not None:
             self._spawner.send(order)
+
+    def _name_of(self, place: NodePlace) -> str:
+        assert self._outpost is not None
+        return self._outpost.label_of(place.endpoint)
+
+    def _disgraced(self, place: NodePlace) -> None:
+        """Without its node a place is of no use to anybody, and nobody's to end."""
+        self.signal_place(SignalPlace(place.endpoint, signal.SIGKILL))
 
     def _forked(self, endpoint: int, pid: int) -> None:
         super()._forked(endpoint, pid)
@@ -196,6 +209,7 @@ class SystemNode(Node):
         """Without a spawner, all that it had started is gone; another one is started with the next place."""
         spawner, self._spawner, self._spawner_is_up = self._spawner, None, False
         assert spawner is not None
+        lost = bool(self._pids)
         if not spawner.ended_well and self._guest:
             kill_groups(self._pids.values())
         elif not spawner.ended_well:
@@ -206,7 +220,7 @@ class SystemNode(Node):
             if not place.ended:
                 self._drained(place)
         self._fail_all("its node was ended" if expected else spawner.last_words())
-        if not expected:
+        if lost and not expected:
             self._outside.warn(f"all places of this node have ended: {spawner.last_words()}")
         if self._stopping:
             self._finish()

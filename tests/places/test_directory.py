@@ -243,7 +243,7 @@ def test_a_place_is_spawned(stage):
     stage.says(start.endpoint, Started(0))
     at, _ = stage.told[PROGRAM]
     assert at == PlaceAt(enrolled.place, start.endpoint, "bank on vm", 500, 0)
-    assert stage.outcome(request) == (enrolled.place, LOCAL, "bank on vm")
+    assert stage.outcome(request) == (enrolled.place, "bank on vm", 500)
 
 
 def test_a_place_is_up_when_its_process_is_known_too(stage):
@@ -259,8 +259,8 @@ def test_a_place_is_up_when_its_process_is_known_too(stage):
 def test_a_command_is_up_when_its_process_is(stage):
     request, endpoint = stage.spawn(kind="command", argv=("sleep", "5"))
     stage.runs(endpoint)
-    _, _, label = stage.outcome(request)
-    assert label == "sleep on vm"
+    _, label, pid = stage.outcome(request)
+    assert (label, pid) == ("sleep on vm", 500)
 
 
 def test_a_command_is_started_as_it_is(stage):
@@ -550,7 +550,7 @@ def test_a_place_is_found_by_its_name_and_followed(stage):
     _, client = stage.place()
     for where in (LOCAL, ANY_NODE):
         request = stage.asks(client, Find, where, "bank")
-        assert stage.outcome(request, client) == (place, LOCAL, "bank on vm")
+        assert stage.outcome(request, client) == (place, "bank on vm")
         assert stage.heard(client) == [PlaceAt(place, endpoint, "bank on vm", 500, 0)]
     stage.exits(endpoint)
     assert stage.heard(client) == [PlaceGone(place, "finished", 0, False, "")]
@@ -705,8 +705,8 @@ def test_threads_share_a_host_that_is_started_with_the_first(stage):
     assert one == RunThread(one.place, "one on vm", PROGRAM, 40, b"call")
     stage.says(host, Started(one.place))
     stage.says(host, Started(two.place))
-    assert stage.outcome(first) == (one.place, LOCAL, "one on vm")
-    assert stage.outcome(second) == (two.place, LOCAL, "two on vm")
+    assert stage.outcome(first) == (one.place, "one on vm", 0)
+    assert stage.outcome(second) == (two.place, "two on vm", 0)
     assert [each.endpoint for each in stage.heard()] == [host, host]
 
 
@@ -1220,7 +1220,7 @@ def test_names_may_be_any_text(stage):
     request, endpoint = stage.spawn(name="b\udcffnk")
     stage.runs(endpoint)
     stage.says(endpoint, Started(0))
-    assert stage.outcome(request)[2] == "b\udcffnk on vm"
+    assert stage.outcome(request)[1] == "b\udcffnk on vm"
 
 
 # -- whatever happens ---------------------------------------------------------------------------------------
