@@ -11,14 +11,19 @@ Threads need nothing more than that: each call has its own line, and they wait b
 from __future__ import annotations
 
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rmpi.errors import ChannelClosed, PeerLost, RemoteError, UsageError
+from rmpi.deadline import Deadline
+from rmpi.errors import ChannelClosed, DeadlineExceeded, PeerLost, RemoteError, UsageError
 from rmpi.rpc.messages import CANCEL, STOP, Raised, Refused
 
 if TYPE_CHECKING:
     from rmpi.places.channel import Channel
+    from rmpi.places.handles import Place
     from rmpi.rpc.futures import Answers
+
+STOP_PATIENCE = 0.5
+"""Seconds that a place which is being restarted has to come up before it is ended without having been told."""
 
 _REFUSALS: dict[str, type[Exception]] = {
     "AttributeError": AttributeError,
@@ -34,16 +39,18 @@ class Connection:
         channel: To the server's inbox; the template of all lines, and what casts take.
         kind: The name of the server's class.
         place: The handle of the place, if it was spawned here; else None.
+        restarts: It was spawned to be restarted when it ends.
         idle: Lines that nobody uses at the moment.
         answers: What futures wait for; None while none was asked for.
     """
 
-    __slots__ = ("__weakref__", "answers", "channel", "closed", "idle", "kind", "place")
+    __slots__ = ("__weakref__", "answers", "channel", "closed", "idle", "kind", "place", "restarts")
 
-    def __init__(self, channel: Channel, kind: str, place: Any = None) -> None:
+    def __init__(self, channel: Channel, kind: str, place: Place | None = None, restarts: bool = False) -> None:
         self.channel = channel
         self.kind = kind
         self.place = place
+        self.restarts = restarts
         self.idle: list[Channel] = []
         self.answers: Answers | None = None
         self.closed = False
@@ -78,16 +85,29 @@ class Connection:
         finally:
             line.close()
 
-    def stop(self, timeout: float | None) -> None:
-        """Have the server end when it has done what came before; wait until then."""
+    def stop(self, deadline: Deadline) -> None:
+        """Have the server end when it has done what came before; wait until then. It is not restarted."""
         line = self.line()
         try:
-            line.put((STOP,), timeout)
-            line.get(timeout)
+            if not self.restarts:
+                line.put((STOP,), deadline.left_or_none())
+            elif not self._reaches(line, deadline):
+                return
+            line.get(deadline.left_or_none())
         except PeerLost:
             pass
         finally:
             line.close()
+            if self.restarts and self.place is not None:
+                self.place.terminate()
+
+    def _reaches(self, line: Channel, deadline: Deadline) -> bool:
+        """Whether the server, which may be down for long between two restarts, can be told to stop."""
+        try:
+            line.put((STOP,), min(STOP_PATIENCE, deadline.left()))
+        except DeadlineExceeded:
+            return False
+        return True
 
     def close(self) -> None:
         """Close all lines: who still waits for an answer gets `ChannelClosed`."""

@@ -37,6 +37,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rmpi.errors import UsageError
+from rmpi.rpc.connection import Connection
 from rmpi.rpc.methods import Remote, checker, remotes_of
 from rmpi.rpc.serving import Service
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from rmpi.places.channel import Channel, Mailbox
+    from rmpi.places.handles import Kind, Node
 
 
 class Server:
@@ -60,7 +62,7 @@ class Server:
 
     @classmethod
     def at(
-        cls, node: Any, *args: Any, name: str | None = None, restart: Any = None, kind: str = "process", **kwargs: Any
+        cls, node: Node, *args: Any, name: str = "", restart: object = None, kind: Kind = "process", **kwargs: Any
     ) -> Self:
         """Start a place on ``node`` that serves an instance of this class; a stub of it.
 
@@ -68,7 +70,7 @@ class Server:
 
         Args:
             args, kwargs: For ``__init__``, which runs in the place. They are copies, like arguments of calls.
-            name: Under which others find it with `connect`; None: it is known to those who are given a stub.
+            name: Under which others find it with `connect`; "": it is known to those who are given a stub.
             restart: As for ``node.spawn``. A restarted server begins with ``__init__``, and clients go on with it.
             kind: ``"process"``, or ``"thread"`` of the node.
 
@@ -77,14 +79,15 @@ class Server:
             RemoteError: ``__init__`` raised; there is no place.
             UsageError, PeerLost: As for ``node.spawn``.
         """
-        from rmpi.rpc.stub import make_stub
+        from rmpi.rpc.stub import stub_over
 
         checker(cls.__init__, f"{cls.__qualname__}.__init__")(None, *args, **kwargs)
-        place = node.spawn(serve, cls, args, kwargs, name=name or "", restart=restart, kind=kind)
-        return make_stub(cls, copy(place), None, place)  # closing the stub does not end the server
+        place = node.spawn(serve, cls, args, kwargs, name=name, restart=restart, kind=kind)
+        channel = copy(place)  # a channel to it and no more: closing that does not end the server
+        return stub_over(cls, Connection(channel, cls.__qualname__, place, restart not in (None, False)), None)
 
     @classmethod
-    def connect(cls, node: Any, name: str) -> Self:
+    def connect(cls, node: Node, name: str) -> Self:
         """A stub of the server that is the place ``name`` on ``node``. Any number of clients may have one.
 
         Raises:

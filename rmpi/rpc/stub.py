@@ -24,6 +24,7 @@ from rmpi.rpc.streams import Stream
 
 if TYPE_CHECKING:
     from rmpi.places.channel import Channel
+    from rmpi.places.handles import Place
 
 S = TypeVar("S")
 
@@ -286,9 +287,9 @@ def _is_of_instances(value: object) -> bool:
     )
 
 
-def make_stub(cls: type[S], channel: Channel, timeout: float | None = None, place: Any = None) -> S:
+def make_stub(cls: type[S], channel: Channel, timeout: float | None = None) -> S:
     """A stub of ``cls`` for the server behind ``channel``."""
-    return stub_over(cls, Connection(channel, cls.__qualname__, place), timeout)
+    return stub_over(cls, Connection(channel, cls.__qualname__), timeout)
 
 
 def stub_over(cls: type[S], connection: Connection, timeout: float | None) -> S:
@@ -321,7 +322,7 @@ def stop(stub: object, timeout: float | None = None) -> None:
     """
     connection = connection_of(stub)
     deadline = Deadline.after(timeout)
-    connection.stop(deadline.left_or_none())
+    connection.stop(deadline)
     if connection.place is not None:
         connection.place.wait(deadline.left_or_none())
 
@@ -331,6 +332,13 @@ def close(stub: object) -> None:
     connection_of(stub).close()
 
 
-def place_of(stub: object) -> Any:
-    """The handle of the place that `Server.at` spawned; None for a stub made by `Server.connect`."""
-    return connection_of(stub).place
+def place_of(stub: object) -> Place:
+    """The handle of the place that `Server.at` spawned.
+
+    Raises:
+        UsageError: The stub was made by `Server.connect`, or was sent here.
+    """
+    connection = connection_of(stub)
+    if connection.place is None:
+        raise UsageError(f"{stub!r} did not start its place: only what Server.at returned has the handle of it")
+    return connection.place

@@ -371,4 +371,5 @@ def test_leaving_a_with_block_closes_the_stub(served):
         assert other.add("alice") == 1
     with pytest.raises(ChannelClosed):
         other.add("alice")
-    assert rpc.place_of(stub) is None
+    with pytest.raises(UsageError, match=r"only what Server\.at returned"):
+        rpc.place_of(stub)

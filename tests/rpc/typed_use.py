@@ -7,12 +7,12 @@ said to be expected here and would be missed if it was not found.
 import asyncio
 from collections.abc import Callable, Iterator
 from concurrent import futures
-from typing import Any, assert_type
+from typing import assert_type
 
 import numpy as np
 import numpy.typing as npt
 
-from rmpi import rpc
+from rmpi import places, rpc
 
 Vector = npt.NDArray[np.float64]
 
@@ -48,7 +48,7 @@ class SavingsBank(Bank):
         return super().add(who, amount, note=note)
 
 
-def right(node: Any) -> None:
+def right(node: places.Node) -> None:
     bank = Bank.at(node, 100, name="bank")
     assert_type(bank, Bank)
     assert_type(Bank.connect(node, "bank"), Bank)
