@@ -1,5 +1,6 @@
 """Servers for tests in places of their own: a place imports this module, and nothing of pytest."""
 
+import itertools
 import logging
 import os
 import signal
@@ -69,26 +70,23 @@ class Recorder(rpc.Server):
     """Notes what happens to a stream; asked by others."""
 
     def __init__(self):
-        self.closed = False
+        self.ended = []
 
     @rpc.call
-    def count(self):
+    def count(self, whose):
         try:
-            number = 0
-            while True:
-                yield number
-                number += 1
+            yield from itertools.count()
         finally:
-            self.closed = True
+            self.ended.append(whose)
 
     @rpc.call
-    def is_closed(self):
-        return self.closed
+    def closed(self):
+        return self.ended
 
 
 def client_that_dies(_mailbox, recorder):
     """Takes three items of a stream, and is killed."""
-    stream = recorder.count()
+    stream = recorder.count("theirs")
     for _ in range(3):
         next(stream)
     os.kill(os.getpid(), signal.SIGKILL)
