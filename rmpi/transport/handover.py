@@ -94,7 +94,11 @@ class Handover:
                 SHIELD.leave()
 
     def take(self, receive: Receive) -> Any:
-        """The value of a message that has come. If it cannot be unpickled, it is gone."""
+        """The value of a message that has come. If it cannot be unpickled, it is gone.
+
+        Raises:
+            Exception: Why not; its ``origin`` is the message's source and tag.
+        """
         arrival = receive.arrival
         assert arrival is not None
         try:
@@ -102,6 +106,7 @@ class Handover:
         except Exception as error:
             receive.arrival = None  # it would fail again and again
             error.add_note(f"while unpickling a message from {self._name_of(arrival.source)}")
+            error.__dict__["origin"] = arrival.source, arrival.tag
             raise
 
     def give_back(self, out: Array | None, error: BaseException, shielded: bool) -> None:
