@@ -213,7 +213,7 @@ class Answers:
     def _take(self, timeout: float | None) -> None:
         """The next answer. Whoever calls this leads."""
         try:
-            number, answer = self._line.get(timeout)
+            answer = self._line.get(timeout)
         except DeadlineExceeded:
             raise
         except ChannelClosed as error:
@@ -224,11 +224,15 @@ class Answers:
         except Exception as error:  # it cannot be unpickled here; answers come in the order of the calls
             self._fail_first(error)
         else:
-            self._settle(number, answer)
+            self._settle(answer)
 
     # ------------------------------------------------------------------------------------ settling
 
-    def _settle(self, number: int, answer: Any) -> None:
+    def _settle(self, numbered: Any) -> None:
+        if type(numbered) is not tuple:  # the call could not be unpickled there, and so its number is not known
+            self._fail_first(self._connection.error_of(numbered, "the call"))
+            return
+        number, answer = numbered
         future = self._pending.pop(number, None)
         if future is None:
             self._dropped.discard(number)

@@ -140,11 +140,24 @@ class Service:
         if self._ready and not self._has_come():
             return None
         if not self._flows:
-            return self._mailbox.receive()
+            return self._receive(None)
         try:
-            return self._mailbox.receive(PROBE_AFTER)
+            return self._receive(PROBE_AFTER)
         except DeadlineExceeded:
             self._probe()
+            return None
+
+    def _receive(self, timeout: float | None) -> Message | None:
+        """The next message that comes; None if it was none: then its sender was told."""
+        try:
+            return self._mailbox.receive(timeout)
+        except Exception as error:
+            reply = getattr(error, "reply", None)
+            if reply is None:
+                raise
+            # What it holds cannot be imported here, or cannot be made here.
+            self._log.warning("%s: a call from %s cannot be unpickled", self._kind, reply.label, exc_info=True)
+            self._answer(reply, failure(error))
             return None
 
     def _has_come(self) -> bool:
@@ -222,10 +235,11 @@ class Service:
 
     def _look_ahead(self) -> None:
         while len(self._backlog) < LOOK_AHEAD and self._has_come():
-            message = self._mailbox.receive()
-            self._look_at(message)
-            if is_heavy(message.value):
-                break
+            message = self._receive(None)
+            if message is not None:
+                self._look_at(message)
+                if is_heavy(message.value):
+                    break
         self._looked = now()
 
     def _look_at(self, message: Message) -> None:

@@ -50,6 +50,14 @@ class Bank(rpc.Server):
             yield np.full(100_000, number)
 
     @rpc.call
+    def odd(self):
+        return Odd()
+
+    @rpc.call
+    def odds(self):
+        yield Odd()
+
+    @rpc.call
     def pid(self):
         return os.getpid()
 
@@ -90,3 +98,14 @@ def client_that_dies(_mailbox, recorder):
     for _ in range(3):
         next(stream)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Odd:
+    """It can be pickled, and unpickled only where it was made."""
+
+    def __init__(self):
+        self.made_by = os.getpid()
+
+    def __setstate__(self, state):
+        if state["made_by"] != os.getpid():
+            raise LookupError("not from here")

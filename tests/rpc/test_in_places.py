@@ -95,6 +95,23 @@ def test_a_server_that_is_a_thread(here):
             bank.take("nobody")
 
 
+def test_what_cannot_be_unpickled_there_is_the_caller_s_error(bank):
+    odd = servers.Odd()
+    future = bank.add.future(odd)
+    for failing in (lambda: bank.add(odd), lambda: next(bank.arrays(odd)), lambda: future.result(20)):
+        with pytest.raises(RemoteError, match="LookupError: not from here"):
+            failing()
+    assert bank.add("alice") == 101
+
+
+def test_what_cannot_be_unpickled_here_is_the_caller_s_error(bank):
+    future = bank.odd.future()
+    for failing in (bank.odd, lambda: next(bank.odds()), lambda: future.result(20)):
+        with pytest.raises(LookupError, match="not from here"):
+            failing()
+    assert bank.add("alice") == 101
+
+
 # ---- what is logged ----
 
 
