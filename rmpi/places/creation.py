@@ -15,7 +15,7 @@ from typing import Any, Literal
 from rmpi.errors import UsageError
 from rmpi.places import membership
 from rmpi.places.channel import Channel
-from rmpi.places.handles import Command, Node, Output, Route, connect_on
+from rmpi.places.handles import Command, Node, Output, Route, check_text, checked_environment, connect_on
 from rmpi.places.hosts import MAX_PORT, parse_host_list
 from rmpi.places.member import Member
 from rmpi.places.routes import ROUTES
@@ -92,6 +92,8 @@ def create_node(
     wanted = "" if host in LOCAL_NAMES else str(host)
     if wanted and len(found := parse_host_list(wanted)) != 1:
         raise UsageError(f"{wanted!r} names {len(found)} hosts; create_nodes starts several")
+    check_text("name", name)
+    variables = checked_environment(environment)
     member = member_of_this_process()
 
     def order(number: int) -> AddNode:
@@ -106,7 +108,7 @@ def create_node(
             output,
             route,
             policy.rule.to_plain(),
-            dict(environment or {}),
+            variables,
             str(Path(directory or Path.cwd()).absolute()),
             float(start_timeout),
         )

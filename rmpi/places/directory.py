@@ -446,7 +446,8 @@ class Directory:
         return [action for endpoint in sorted(entry.followers) for action in self._to(endpoint, message)]
 
     def _log(self, endpoint: int, record: Record) -> Log:
-        label = "the main program" if endpoint in self._members else self.place_label(endpoint)
+        speaker = self._of(endpoint, record.place)
+        label = speaker[0].label if speaker else self.place_label(endpoint)
         return Log(label, self._node_label(node_of(endpoint)), record)
 
     # ---------------------------------------------------------------------------------- places
@@ -1066,7 +1067,7 @@ class Directory:
 
     def place_label(self, endpoint: int) -> str:
         """Whose process is behind an endpoint, or was until all it wrote was shown. From any thread."""
-        return self._labels.get(endpoint, "a place")
+        return "the main program" if endpoint in self._members else self._labels.get(endpoint, "a place")
 
 
 HOSTING = "from rmpi.places.hosting import main; main()"

@@ -164,6 +164,8 @@ class Node:
         words = tuple(map(str, argv)) if not isinstance(argv, str) else ()
         if not words or not words[0]:
             raise UsageError(f"a command is a list of words, such as ['sleep', '5'], not {argv!r}")
+        for word in words:
+            check_text("a word of a command", word)
         policy = policy_of(restart)
         number, label = self._ask_for_place(name, "command", words, b"", policy, environment, directory, timeout, 0)
         return Command(self._member, number, self, name, label, policy)
@@ -195,6 +197,9 @@ class Node:
         timeout: float | None,
         box: int,
     ) -> tuple[int, str]:
+        check_text("name", name)
+        variables = checked_environment(environment)
+
         def order(number: int) -> Spawn:
             return Spawn(
                 number,
@@ -205,7 +210,7 @@ class Node:
                 parcel,
                 box,
                 policy.rule.to_plain(),
-                dict(environment or {}),
+                variables,
                 str(Path(directory).absolute()) if directory else "",
                 logging.getLogger().getEffectiveLevel(),
             )
@@ -437,6 +442,31 @@ def _node_again(system: int, number: int, label: str) -> Node:
     member = membership.member_of(system)
     assert isinstance(member, Member)
     return Node(member, number, label)
+
+
+def check_text(what: str, value: object) -> None:
+    """Whether it can be a name, or a word of a command line.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    if not isinstance(value, str) or "\0" in value:
+        raise UsageError(f"{what} must be a string without null characters, not {value!r}")
+
+
+def checked_environment(environment: Mapping[str, str] | None) -> dict[str, str]:
+    """Variables for a process.
+
+    Raises:
+        UsageError: One of them cannot be.
+    """
+    variables = dict(environment or {})
+    for name, value in variables.items():
+        check_text("the name of a variable", name)
+        check_text(f"the variable {name}", value)
+        if not name or "=" in name:
+            raise UsageError(f"{name!r} cannot be the name of a variable")
+    return variables
 
 
 def _check_kind(kind: str) -> None:

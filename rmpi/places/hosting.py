@@ -13,17 +13,17 @@ import logging
 import os
 import sys
 import threading
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
+from types import TracebackType
 from typing import Any
 
 from rmpi.errors import ChannelClosed, LaunchError, UsageError
 from rmpi.places import membership
 from rmpi.places.channel import Address, Mailbox
-from rmpi.places.member import ForwardLogs, Member
+from rmpi.places.member import OF_THREAD, ForwardLogs, Member
 from rmpi.places.messages import Message
 from rmpi.places.parcels import Call, frames_below
 from rmpi.places.place import FD_VARIABLE, control_at, inherited_fd
@@ -71,8 +71,9 @@ def _run(member: Member) -> None:
     """The call of a place that is a process."""
     enrolled = member.enrolled
     mailbox = _mailbox(member, enrolled.place, enrolled.owner, enrolled.reply)
-    begin = _prepared(member, 0, enrolled.parcel, mailbox)
-    if begin is None:
+    begin = _prepared(0, enrolled.parcel, mailbox)
+    if isinstance(begin, NotStarted):
+        member.tell(begin)
         sys.exit(CRASHED)
     member.tell(Started(0))
     begin()
@@ -83,8 +84,8 @@ def _mailbox(member: Member, place: int, owner: int, reply: int) -> Mailbox:
     return Mailbox(member, member.inbox_of(place), parent)
 
 
-def _prepared(member: Member, place: int, parcel: bytes, mailbox: Mailbox) -> Callable[[], object] | None:
-    """The call, ready to be made; None if it cannot be, which was told then."""
+def _prepared(place: int, parcel: bytes, mailbox: Mailbox) -> Callable[[], object] | NotStarted:
+    """The call, ready to be made; or why it cannot be."""
     try:
         target, args, kwargs = Call.from_bytes(parcel).unpacked()
         function = resolve(target) if isinstance(target, str) else target
@@ -92,10 +93,16 @@ def _prepared(member: Member, place: int, parcel: bytes, mailbox: Mailbox) -> Ca
         if prepare is not None:
             return prepare(mailbox, *args, **kwargs)  # type: ignore[no-any-return]
         return partial(function, mailbox, *args, **kwargs)
-    except Exception as error:
-        text = shortened(traceback_text(error, frames_below(error, __file__)))
-        member.tell(NotStarted(place, "RemoteError", text))
-        return None
+    except BaseException as error:  # also SystemExit: whoever spawned it is told
+        return NotStarted(place, "RemoteError", shortened(traceback_text(error, _frames_of_users(error))))
+
+
+def _frames_of_users(error: BaseException) -> TracebackType | None:
+    """Its traceback without our frames, and those of the import that we asked for."""
+    trace = frames_below(error, __file__)
+    while trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("importlib"):
+        trace = trace.tb_next
+    return trace
 
 
 def resolve(target: str) -> Callable[..., Any]:
@@ -162,27 +169,29 @@ class ThreadHost:
         member, place = self._member, order.place
         mailbox = _mailbox(member, place, order.owner, order.reply)
         self._mailboxes[place] = mailbox
-        begin = _prepared(member, place, order.parcel, mailbox)
-        if begin is not None:
-            self._tell(Started(place))
-            self._tell(ThreadEnded(place, *_outcome(begin)))
-        mailbox.close()
+        OF_THREAD.place = place
+        begin = _prepared(place, order.parcel, mailbox)
+        if isinstance(begin, NotStarted):
+            last: Message = begin
+        else:
+            member.tell(Started(place))
+            last = ThreadEnded(place, *_outcome(begin, mailbox))
         del self._mailboxes[place]
+        mailbox.close()  # before the head may start it again: its next incarnation has the same inbox
+        member.tell(last)
 
-    def _tell(self, message: Message) -> None:
-        self._member.tell(message)
 
-
-def _outcome(begin: Callable[[], object]) -> tuple[int, str]:
+def _outcome(begin: Callable[[], object], mailbox: Mailbox) -> tuple[int, str]:
     """Make the call: its exit status as if it were a process, and its traceback."""
     try:
         begin()
     except SystemExit as ending:
-        code = ending.code
-        return (code if isinstance(code, int) else CRASHED if code else 0), ""
-    except ChannelClosed:  # of its own mailbox: it was told to end
-        return 0, ""
+        if ending.code is None or isinstance(ending.code, int):
+            return ending.code or 0, ""
+        print(ending.code, file=sys.stderr)
+        return CRASHED, ""
     except BaseException as error:
-        trace = frames_below(error, __file__)
-        return CRASHED, shortened("".join(traceback.format_exception(type(error), error, trace)))
+        if isinstance(error, ChannelClosed) and mailbox.closed:  # it was told to end
+            return 0, ""
+        return CRASHED, shortened(traceback_text(error, frames_below(error, __file__)))
     return 0, ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import select
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -304,6 +305,10 @@ NEIGHBOURS = 16
 """Among so many places of a machine the memory for rings is divided, as long as there are no more links than half."""
 
 
+OF_THREAD = threading.local()
+"""``place``: the number of the place that this thread is."""
+
+
 class ForwardLogs(logging.Handler):
     """Sends records of the standard library's logging to that of the head's process."""
 
@@ -313,7 +318,8 @@ class ForwardLogs(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._member.log(Record(record.levelno, record.name, self.format(record), record.created))
+            place = getattr(OF_THREAD, "place", 0)
+            self._member.log(Record(place, record.levelno, record.name, self.format(record), record.created))
         except Exception:
             self.handleError(record)
 

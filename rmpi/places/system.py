@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 
 from rmpi.deadline import Deadline, now
-from rmpi.errors import LaunchError, WireError
+from rmpi.errors import LaunchError, UsageError, WireError
 from rmpi.places import membership
 from rmpi.places.boot import Booted, boot_all
 from rmpi.places.control import Control
@@ -496,6 +496,12 @@ def shutdown(grace: float = GRACE) -> None:
     Raises:
         UsageError: This process is a place, whose system is another program's.
     """
+    if _system is None and isinstance(membership.current(), Member):
+        raise UsageError("this place's system is another program's: Node.shutdown ends a node, Place.kill a place")
+    _end_system(grace)
+
+
+def _end_system(grace: float = GRACE) -> None:
     global _system
     with _lock:
         system, _system = _system, None
@@ -504,7 +510,7 @@ def shutdown(grace: float = GRACE) -> None:
         system.close(grace)
 
 
-atexit.register(shutdown)
+atexit.register(_end_system)
 
 
 def _disown() -> None:

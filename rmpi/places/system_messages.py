@@ -150,8 +150,9 @@ class NotStarted(Message):
 
 @register(137)
 class Record(Message):
-    """A record of the standard library's logging, for that of the head."""
+    """A record of the standard library's logging, for that of the head; of a thread's place, its number, else 0."""
 
+    place: int
     level: int
     logger: str
     text: str

@@ -1141,14 +1141,16 @@ def test_there_is_no_link_where_only_direct_ones_are_wanted(stage):
 
 
 def test_records_say_where_they_come_from(stage):
-    record = Record(30, "bank", "low on money", 1.5)
+    record = Record(0, 30, "bank", "low on money", 1.5)
     _, endpoint = stage.place(stage.node(), name="bank")
-    _, host = stage.thread()
-    for speaker in (endpoint, host, PROGRAM):
-        stage.says(speaker, record)
+    thread, host = stage.thread(name="till")
+    of_thread = Record(thread, 30, "bank", "low on money", 1.5)
+    for speaker, said in ((endpoint, record), (host, record), (host, of_thread), (PROGRAM, record)):
+        stage.says(speaker, said)
     assert stage.did() == [
         Log("bank on far", "far", record),
         Log("the threads of vm", "vm", record),
+        Log("till on vm", "vm", of_thread),
         Log("the main program", "vm", record),
     ]
 
@@ -1257,7 +1259,7 @@ news = st.one_of(
     st.builds(NotStarted, places, st.sampled_from(["LaunchError", "?"]), texts),
     st.builds(ThreadEnded, places, st.integers(-1, 1), texts),
     st.builds(Crashed, st.just("E"), texts, st.booleans()),
-    st.builds(Record, st.just(30), st.just("x"), texts, st.just(1.0)),
+    st.builds(Record, places, st.just(30), st.just("x"), texts, st.just(1.0)),
     st.builds(Connect, endpoints),
     st.builds(Unreachable, endpoints, st.just("closed")),
     st.just(Joined()),
