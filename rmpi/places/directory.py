@@ -738,7 +738,8 @@ class Directory:
         for entry in self._of(endpoint, place):
             if text:
                 actions.append(Tell(f"{entry.label} failed:\n{text.rstrip()}"))
-            actions += self._thread_over(entry, End(status, _last_line(text) if text else "finished"), status)
+            end = End(status, _last_line(text)) if text else end_of(status, joined=True, left=True)
+            actions += self._thread_over(entry, end, status)
         return actions
 
     def _thread_over(self, entry: PlaceEntry, end: End, status: int) -> list[Action]:

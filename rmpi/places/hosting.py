@@ -25,7 +25,7 @@ from rmpi.places import membership
 from rmpi.places.channel import Address, Mailbox
 from rmpi.places.member import OF_THREAD, ForwardLogs, Member
 from rmpi.places.messages import Message
-from rmpi.places.parcels import Call, frames_below
+from rmpi.places.parcels import Call
 from rmpi.places.place import FD_VARIABLE, control_at, inherited_fd
 from rmpi.places.reporter import shortened, traceback_text
 from rmpi.places.system_messages import NotStarted, RunThread, Started, StopThread, ThreadEnded
@@ -94,13 +94,13 @@ def _prepared(place: int, parcel: bytes, mailbox: Mailbox) -> Callable[[], objec
             return prepare(mailbox, *args, **kwargs)  # type: ignore[no-any-return]
         return partial(function, mailbox, *args, **kwargs)
     except BaseException as error:  # also SystemExit: whoever spawned it is told
-        return NotStarted(place, "RemoteError", shortened(traceback_text(error, _frames_of_users(error))))
+        return NotStarted(place, "RemoteError", shortened(traceback_text(error, _frames_of_users(error))).rstrip())
 
 
 def _frames_of_users(error: BaseException) -> TracebackType | None:
-    """Its traceback without our frames, and those of the import that we asked for."""
-    trace = frames_below(error, __file__)
-    while trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("importlib"):
+    """Its traceback without ours, and without those of the import that we asked for."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith(("rmpi.", "importlib")):
         trace = trace.tb_next
     return trace
 
@@ -193,5 +193,5 @@ def _outcome(begin: Callable[[], object], mailbox: Mailbox) -> tuple[int, str]:
     except BaseException as error:
         if isinstance(error, ChannelClosed) and mailbox.closed:  # it was told to end
             return 0, ""
-        return CRASHED, shortened(traceback_text(error, frames_below(error, __file__)))
+        return CRASHED, shortened(traceback_text(error, _frames_of_users(error)))
     return 0, ""

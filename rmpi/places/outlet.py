@@ -82,6 +82,8 @@ class Outlet:
         self._stale = 0.0  # from then on, news may have been missed
         if address is not None and address.place:
             self._where = member.whereabouts(address.place)
+            if not self._where.generation:  # nothing was heard of it yet
+                self._where.label = address.label
             self._where.follow(self)
         self._closed = False
 

@@ -26,6 +26,9 @@ PIECE = 128 << 10
 TEXT_LIMIT = 64 << 10
 """Characters of a traceback that travel; from a longer one the middle is cut out."""
 
+STARTERS = (program.__file__, str(Path(program.__file__).with_name("hosting.py")))
+"""Whose last frame is right above the user's."""
+
 _PACKAGE = str(Path(__file__).resolve().parent.parent) + "/"
 
 
@@ -84,10 +87,10 @@ class Reporter:
 
 
 def own_frames(trace: TracebackType | None) -> TracebackType | None:
-    """The traceback from the program's first frame on: without those that started it."""
+    """The traceback from the program's first frame on: without those that started it, or the call of a place."""
     own = step = trace
     while step is not None:
-        if step.tb_frame.f_code.co_filename == program.__file__:
+        if step.tb_frame.f_code.co_filename in STARTERS:
             own = step.tb_next
         step = step.tb_next
     while own is not None and own is not trace and own.tb_frame.f_globals.get("__name__") == "runpy":

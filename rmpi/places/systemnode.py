@@ -230,13 +230,14 @@ def _program(name: str, environment: dict[str, str], directory: str) -> str:
     """The path of a program, looked for as a shell would in that directory.
 
     Raises:
-        LaunchError: There is none.
+        LaunchError: There is none, or it cannot be run.
     """
-    if "/" in name:
-        path: str | None = str(Path(directory, name))
-        found = path if Path(directory, name).exists() else None
-    else:
+    if "/" not in name:
         found = shutil.which(name, path=environment.get("PATH") or os.environ.get("PATH"))
+    else:
+        found = str(Path(directory, name)) if Path(directory, name).is_file() else None
     if found is None:
         raise LaunchError(f"there is no program {name} here")
+    if not os.access(found, os.X_OK):
+        raise LaunchError(f"{name} cannot be run here: it is not executable")
     return found
