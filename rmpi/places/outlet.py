@@ -95,10 +95,10 @@ class Outlet:
         An array travels as raw memory and arrives with its dtype, shape and order; anything else is pickled, and
         arrays inside it travel raw too. A channel inside it arrives as a channel to where this one puts.
 
-        Usually this returns at once. It waits while more than a mebibyte, or some two thousand messages, to that
-        process wait there unread and unasked for; while a larger message finds no memory there; and while a place is
-        down that is being restarted. Within one process nobody else reads meanwhile, and the queue may grow to what
-        the process takes unasked (a gibibyte, where nothing else is known).
+        Usually this returns at once. A process that is in no call of the library takes a mebibyte, or two thousand
+        small messages, and then this waits until it looks. What has come and was not got is kept there up to a limit (a
+        share of the machine's memory), and then this waits until something is got: nobody is flooded. It also waits
+        while a place is down that is being restarted.
 
         Args:
             value: Anything that can be pickled. It is not modified.

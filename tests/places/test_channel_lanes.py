@@ -7,7 +7,6 @@ is the program of the signals: a stream of numbered messages, whose receiver or 
 
 import random
 import signal
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent / "transport"))
 sys.path.insert(0, str(Path(__file__).parent))
 
+from interrupting import Interrupted, Interrupting, run_program
 from joined import fork_ranks, join_lanes, settle
 from realm import LoneMember, asleep
 
@@ -169,29 +169,8 @@ def test_two_threads_doze_and_follow_and_each_gets_messages(lanes, beside):
 # -- signals --------------------------------------------------------------------------------------------------
 
 
-class Interrupted(Exception):
-    pass
-
-
-class Interrupting:
-    """A port that is interrupted when it has done what was asked, before its caller knows."""
-
-    def __init__(self, port):
-        object.__setattr__(self, "_port", port)
-
-    def __getattr__(self, name):
-        return getattr(self._port, name)
-
-    def __setattr__(self, name, value):
-        setattr(self._port, name, value)
-
-    def recv(self, *args):
-        self._port.recv(*args)
-        raise Interrupted
-
-
 @pytest.mark.parametrize("call", ["get", "receive"])
-@pytest.mark.parametrize("value", [None, 5, "text", [1, 2], np.arange(5), {"array": np.arange(1000)}], ids=repr)
+@pytest.mark.parametrize("value", [None, 5, "text", [1, 2], np.arange(5), {"array": np.arange(9)}], ids=str)
 def test_a_message_whose_receiver_was_interrupted_is_the_next_in_line(lanes, value, call):
     mailbox, chan = lanes
     chan.put("first")
@@ -237,29 +216,21 @@ def test_an_interrupt_at_the_last_moment_puts_a_message_back(lanes, monkeypatch,
     assert SHIELD.depth == 0
 
 
-INTERRUPTIONS = 1500
+INTERRUPTIONS = 800
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("role", ["get", "put"])
 def test_a_stream_survives_thousands_of_interruptions(role):
     """Getting: each message once and in order. Putting: each in order and whole, twice only if it was put twice."""
-    run = subprocess.run(
-        [sys.executable, Path(__file__), role, str(INTERRUPTIONS), "1"],
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert run.stdout.endswith(f"messages, {INTERRUPTIONS} interruptions\n")
+    run_program(Path(__file__), role, INTERRUPTIONS)
 
 
 class Timer:
-    """Raises in the main thread ``limit`` times, while it is armed."""
+    """Raises in the main thread ``limit`` times, while it is armed; its ``pause`` is drawn from that interval."""
 
-    def __init__(self, limit, choose):
-        self.armed, self.count, self._limit, self._choose = False, 0, limit, choose
+    def __init__(self, limit, choose, pause):
+        self.armed, self.count, self._limit, self._choose, self._pause = False, 0, limit, choose, pause
         signal.signal(signal.SIGALRM, self._ring)
         signal.setitimer(signal.ITIMER_REAL, 1e-4)
 
@@ -269,7 +240,7 @@ class Timer:
 
     def _ring(self, _number, _frame):
         if not self.over:
-            signal.setitimer(signal.ITIMER_REAL, self._choose.uniform(5e-6, 150e-6))
+            signal.setitimer(signal.ITIMER_REAL, self._choose.uniform(*self._pause))
             if self.armed:
                 self.armed = False
                 self.count += 1
@@ -304,7 +275,7 @@ def numbered(number):
 def interrupted_get(limit, seed):
     def server(mailbox):
         choose, number = random.Random(seed), 0
-        timer, kinds = Timer(limit, choose), mailbox.typed(kind_of=type)
+        timer, kinds = Timer(limit, choose, (5e-6, 150e-6)), mailbox.typed(kind_of=type)
         ways = [
             mailbox.get,
             lambda: mailbox.get(0),
@@ -345,7 +316,7 @@ def interrupted_put(limit, seed):
 
     def client(channel):
         choose, number = random.Random(seed), 0
-        timer = Timer(limit, choose)
+        timer = Timer(limit, choose, (2e-5, 2e-3))
         while not timer.over:
             number += bool(timer.call(partial(channel.put, (number, numbered(number)), choose.choice([None, 0, 1e-3]))))
         channel.put(None)

@@ -6,9 +6,9 @@ import signal
 
 import numpy as np
 import pytest
-from realm import Realm
+from realm import Realm, asleep
 
-from rmpi.errors import ChannelClosed, PeerExited, PeerLost, UsageError
+from rmpi.errors import ChannelClosed, DeadlineExceeded, PeerExited, PeerLost, UsageError
 from rmpi.places import membership
 from rmpi.places.channel import Address, Channel
 from rmpi.places.membership import FOUNDER, box_number, current, member_of, new_endpoint, register, unregister
@@ -52,6 +52,54 @@ def test_a_queue_of_many_messages_needs_no_reader():
     assert b.statistics().queued == 2501
     assert [b.get() for _ in range(2500)] == list(range(2500))
     assert np.array_equal(b.get(), large)
+
+
+def test_a_queue_with_a_limit_makes_its_sender_wait(beside):
+    a, b = channel_pair(limit=3)
+    for number in range(3):
+        a.put(number)
+        b.put(number)
+    with pytest.raises(DeadlineExceeded, match=r"3 messages wait there; nothing was sent"):
+        a.put("too many", timeout=0.01)
+    run = beside(lambda: [a.put(number) for number in range(3, 200)])
+    asleep(a)
+    assert b.statistics().queued == 3
+    assert [b.get(timeout=5) for _ in range(200)] == list(range(200))
+    run.join()
+    assert (a.statistics(), b.statistics()) == ((200, 0, 3, 0), (3, 200, 0, 0))
+
+
+def test_who_waits_for_room_hears_that_there_will_be_none(beside):
+    a, b = channel_pair(limit=1)
+    a.put(1)
+    run = beside(a.put, 2)
+    asleep(a)
+    b.close()
+    with pytest.raises(PeerExited, match="nobody gets what is put there"):
+        run.join()
+
+
+def test_what_could_not_be_put_takes_no_room_and_what_was_put_aside_does():
+    a, b = channel_pair(limit=2)
+    for _ in range(3):
+        with pytest.raises(UsageError, match="pickle"):
+            a.put(lambda: 1)
+    a.put(("kind", 1))
+    kinds = b.typed()
+    with pytest.raises(DeadlineExceeded):
+        kinds.get("other", timeout=0)
+    a.put(("other", 2))
+    with pytest.raises(DeadlineExceeded):
+        a.put(("other", 3), timeout=0)
+    assert kinds.get("other", timeout=5) == ("other", 2)
+    a.put(("other", 3))
+    assert [b.get(), b.get()] == [("kind", 1), ("other", 3)]
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1.5, "3"])
+def test_a_limit_is_a_number_of_messages(limit):
+    with pytest.raises(UsageError, match="a number of messages from 1"):
+        channel_pair(limit=limit)
 
 
 def test_two_threads_talk(beside):

@@ -2,13 +2,12 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from interrupting import run_program
 from joined import CONTEXT, settle
 
 from rmpi.comm.communicator import Comm
@@ -220,12 +219,4 @@ def test_an_interrupt_while_a_value_is_pickled_is_not_an_error_of_pickling(calls
 @pytest.mark.parametrize("role", ["receive", "send", "share"])
 def test_a_stream_of_messages_survives_thousands_of_interruptions(role):
     """Receiving: each message once and in order. Sending: each in order and whole, twice only if it was sent twice."""
-    run = subprocess.run(
-        [sys.executable, PROGRAM, role, str(INTERRUPTIONS), "1"],
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert run.stdout.endswith(f"messages, {INTERRUPTIONS} interruptions\n")
+    run_program(PROGRAM, role, INTERRUPTIONS)

@@ -10,7 +10,6 @@ import mmap
 import os
 import random
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from interrupting import Interrupted, Interrupting, run_program
 from joined import COMM, fork_ranks, join_lanes, new_comms, settle
 
 from rmpi.comm.status import ANY_SOURCE, ANY_TAG, Status
@@ -490,27 +490,6 @@ def test_a_second_link_to_a_peer_does_not_break_the_order(comms):
 # -- signals ----------------------------------------------------------------------------------------------------
 
 
-class Interrupted(Exception):
-    pass
-
-
-class Interrupting:
-    """A port that is interrupted when it has done what was asked, before its caller knows."""
-
-    def __init__(self, port):
-        object.__setattr__(self, "_port", port)
-
-    def __getattr__(self, name):
-        return getattr(self._port, name)
-
-    def __setattr__(self, name, value):
-        setattr(self._port, name, value)
-
-    def recv(self, *args):
-        self._port.recv(*args)
-        raise Interrupted
-
-
 def interrupted_recv(comm, *args, **kwargs):
     port, comm._short = comm._short, Interrupting(comm._short)
     try:
@@ -570,15 +549,7 @@ KINDS = ("int", "none", "text", "array", "out", "dict", "mixed")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stream_survives_thousands_of_interruptions(kind):
     """Each message once, in order and whole."""
-    run = subprocess.run(
-        [sys.executable, Path(__file__), kind, str(INTERRUPTIONS), "1"],
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert run.stdout.endswith(f"messages, {INTERRUPTIONS} interruptions\n")
+    run_program(Path(__file__), kind, INTERRUPTIONS)
 
 
 def numbered(kind, number):
