@@ -12,8 +12,8 @@ import pytest
 from realm import HERE, SYSTEM, asleep, inbox
 
 from rmpi.errors import ChannelClosed, DeadlineExceeded, PeerExited, PeerLost, UsageError
-from rmpi.places import channel as channel_module
-from rmpi.places.channel import Address, Channel, Mailbox, Message
+from rmpi.places import inlet
+from rmpi.places.channel import Address, Channel, Mailbox, Message, Outlet
 
 SERVER, CLIENT, OTHER, AGAIN = 11, 21, 22, 12
 ECHO = 5
@@ -110,7 +110,7 @@ def test_the_way_back_to_a_client_is_made_once(served):
 
 
 def test_ways_back_that_nobody_holds_are_not_kept_for_ever(served, monkeypatch):
-    monkeypatch.setattr(channel_module, "REPLIES", 2)
+    monkeypatch.setattr(inlet, "REPLIES", 2)
     mailbox, _ = served
     clients = [HERE.member.connect(ECHO) for _ in range(5)]
     for client in clients:
@@ -212,7 +212,7 @@ def test_a_reply_channel_can_be_sent_and_another_place_answers(realm, served):
 def test_answers_may_go_to_another_channel(served):
     mailbox, chan = served
     into = Channel(chan._member, None, label="nobody")
-    outlet = channel_module.Outlet(chan._member, chan.address, answers=into.box)
+    outlet = Outlet(chan._member, chan.address, answers=into.box)
     outlet.put("question")
     mailbox.receive(timeout=5).reply.put("answer")
     assert into.get(timeout=5) == "answer"

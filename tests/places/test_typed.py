@@ -117,6 +117,18 @@ def test_threads_that_wait_for_different_kinds_each_get_theirs(served, beside):
     assert anything.join() == [("d", 1)]
 
 
+def test_what_several_threads_put_aside_stays_in_order(served, beside):
+    mailbox, chan = served
+    kinds = mailbox.typed()
+    runs = [beside(kinds.get, ("stop", number), 10) for number in range(3)]
+    for number in range(300):
+        chan.put(number)
+    for number in range(3):
+        chan.put({"type": ("stop", number)})
+    assert [run.join()["type"] for run in runs] == [("stop", number) for number in range(3)]
+    assert [mailbox.get(timeout=5) for _ in range(300)] == list(range(300))
+
+
 def test_the_channel_is_used_as_before(served):
     mailbox, chan = served
     kinds = chan.typed()
