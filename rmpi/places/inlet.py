@@ -119,8 +119,16 @@ class Inlet(Outlet):
         Returns:
             ``message, reply = channel.receive()``: what is put to ``reply`` is got by whoever has put the message, and
             by nobody else. ``reply`` may be kept, and sent to others, who then can answer.
+
+        Raises:
+            Exception: The message cannot be unpickled here, and is gone. Its ``reply`` is the channel to answer it by.
         """
-        message: Message = self._next(timeout, whole=True)
+        try:
+            message: Message = self._next(timeout, whole=True)
+        except Exception as error:
+            if "origin" in error.__dict__:
+                error.__dict__["reply"] = self._reply_to(*error.__dict__.pop("origin"))
+            raise
         return message
 
     def _next(self, timeout: float | None, *, whole: bool) -> Any:
