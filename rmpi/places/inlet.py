@@ -271,7 +271,7 @@ class Inlet(Outlet):
     # ------------------------------------------------------------------------------------ by kind
 
     def _sort(self, deadline: Deadline, kind: Hashable) -> Came:
-        """The next message of a kind. Those before it are put aside, by one thread at a time, so that their order stays.
+        """The next message of a kind. Those before it are put aside, by one thread at a time: their order stays.
 
         Who puts one aside tells the others, who may wait for just that.
         """
