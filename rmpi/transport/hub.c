@@ -99,6 +99,8 @@ static void Hub_dealloc(Hub *hub)
         Py_XDECREF(hub->described[i].metadata);
     }
     Py_XDECREF(hub->keep);
+    Py_XDECREF(hub->options);
+    Py_XDECREF(hub->buffer_callback);
     freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
     release(hub);
     Py_DECREF(type);
@@ -107,6 +109,7 @@ static void Hub_dealloc(Hub *hub)
 static int Hub_traverse(Hub *hub, visitproc visit, void *arg)
 {
     Py_VISIT(hub->keep); /* a tuple, of which others break the cycle */
+    Py_VISIT(hub->options);
     Py_VISIT((PyObject *)Py_TYPE((PyObject *)hub));
     return 0;
 }
@@ -128,7 +131,9 @@ static PyObject *Hub_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     }
     allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
     Hub *hub = (Hub *)allocate(type, 0);
-    if (hub == NULL || (hub->keep = PyTuple_New(REFERENCES)) == NULL) {
+    if (hub == NULL || (hub->keep = PyTuple_New(REFERENCES)) == NULL ||
+        (hub->options = Py_BuildValue("{si}", "protocol", 5)) == NULL ||
+        (hub->buffer_callback = PyUnicode_InternFromString("buffer_callback")) == NULL) {
         Py_XDECREF((PyObject *)hub);
         return NULL;
     }

@@ -31,6 +31,7 @@ typedef struct {
     PyObject *locked, *acquire, *release; /* its lock */
     PyObject *threads;                    /* how many other threads there are */
     PyObject *array_type, *describe, *new_array, *dumps, *loads;
+    PyObject *options, *buffer_callback; /* of `dumps`: a dict, and the key that changes */
     PyObject *adopt_send, *adopt_receive; /* of the endpoint: go on with a flight that has stopped */
     PyObject *nothing;                    /* in place of a value: there is none */
     Described described[DESCRIBED];

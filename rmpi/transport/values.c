@@ -115,20 +115,26 @@ static PyObject *out_of_band(PyObject *parts, PyObject *buffer)
 
 static PyMethodDef out_of_band_def = {"out_of_band", out_of_band, METH_O, NULL};
 
+/* Put None in place of a dict's value, whatever exception is set. */
+static void let_go_of(PyObject *dict, PyObject *key)
+{
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    PyDict_SetItem(dict, key, Py_None); /* the key is there, so this needs no memory */
+    PyErr_Restore(type, value, trace);
+}
+
 /* The pickle of an object; its large buffers are appended to `parts`. */
 static PyObject *pickled(Port *port, PyObject *object, PyObject *parts)
 {
+    Hub *hub = port->hub;
     PyObject *stream = NULL, *callback = PyCFunction_New(&out_of_band_def, parts), *args = PyTuple_Pack(1, object);
-    PyObject *protocol = PyLong_FromLong(5), *names = PyDict_New();
-    if (callback != NULL && args != NULL && protocol != NULL && names != NULL &&
-        !PyDict_SetItemString(names, "protocol", protocol) &&
-        !PyDict_SetItemString(names, "buffer_callback", callback)) {
-        stream = PyObject_Call(port->hub->dumps, args, names);
+    if (callback != NULL && args != NULL && !PyDict_SetItem(hub->options, hub->buffer_callback, callback)) {
+        stream = PyObject_Call(hub->dumps, args, hub->options); /* which are copied before any other code runs */
+        let_go_of(hub->options, hub->buffer_callback);
     }
     Py_XDECREF(callback);
     Py_XDECREF(args);
-    Py_XDECREF(protocol);
-    Py_XDECREF(names);
     return stream;
 }
 

@@ -4,6 +4,9 @@
 
 #define SHORTEST_SPIN 20000LL /* nanoseconds; what a wait costs at least before it is worth going to sleep */
 
+/* So many lanes more, and one that is awaited is looked at that much oftener than the others. */
+#define MANY 32
+
 /* The same where threads or ranks share this processor with others. */
 #define FEW_YIELDS 20
 
@@ -139,6 +142,15 @@ static bool give_way(Port *port, const Lane *awaited, Wait *wait)
     return wait->looks < MOST_YIELDS && (wait->looks != FEW_YIELDS || patience(port) > SHORTEST_SPIN);
 }
 
+/* Looks at one ring that the last look counts for. */
+static unsigned long weight(const Port *port, const Lane *awaited)
+{
+    if (awaited != NULL) {
+        return awaited->socket ? SOCKET_LOOK : 1;
+    }
+    return 1 + (unsigned long)lane_count(port) / GLANCE;
+}
+
 bool go_on(Port *port, const Lane *awaited, Wait *wait)
 {
     if (port->hub->most_spin == 0) {
@@ -148,11 +160,12 @@ bool go_on(Port *port, const Lane *awaited, Wait *wait)
         return give_way(port, awaited, wait);
     }
     relax();
-    wait->looks += awaited != NULL && awaited->socket ? SOCKET_LOOK : 1;
-    if (wait->looks % GLANCE == 0 && others_call(port, awaited)) {
+    unsigned long before = wait->looks, glance = GLANCE * (1 + (unsigned long)lane_count(port) / MANY);
+    wait->looks += weight(port, awaited);
+    if (before / glance != wait->looks / glance && others_call(port, awaited)) {
         return false;
     }
-    if (wait->looks % TICK != 0) {
+    if (before / TICK == wait->looks / TICK) {
         return true;
     }
     long long now = nanoseconds();
