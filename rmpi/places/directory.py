@@ -812,7 +812,9 @@ class Directory:
         return entry.last or PlaceDown(entry.number, "it is about to start", 0)
 
     def _named_places(self) -> list[PlaceEntry]:
-        return [entry for entry in self._places.values() if entry.order.name and entry.state != "gone"]
+        """Those that can be found. A place that was ended before it began, as one that cannot begin, bears no name."""
+        named = [entry for entry in self._places.values() if entry.order.name and entry.state != "gone"]
+        return [entry for entry in named if not (entry.stopping and entry.state == "starting")]
 
     def _named(self, node: int, name: str) -> PlaceEntry | None:
         return next((each for each in self._named_places() if each.node == node and each.order.name == name), None)

@@ -274,6 +274,7 @@ def test_a_place_that_cannot_begin(stage):
     stage.runs(endpoint)
     stage.says(endpoint, NotStarted(0, "RemoteError", "Traceback …\nImportError: no such module"))
     assert stage.outcome(request) == Declined(request, "RemoteError", "Traceback …\nImportError: no such module")
+    assert stage.place(name="bank")  # its name is free, although its process has not ended yet
     stage.exits(endpoint, 1)
     assert not [each for each in stage.heard() if isinstance(each, PlaceDown)]
     assert stage.did(Alarm) == []
