@@ -301,6 +301,15 @@ def test_what_a_place_wrote_before_it_was_killed_is_shown(other):
     assert [line for line in other.captured() if line.startswith("line ")] == [f"line {n}" for n in range(1000)]
 
 
+def test_an_error_that_ends_a_place_is_shown_from_its_first_line_on(other, capsys):
+    place = other.spawn(row_places.crash)
+    assert place.wait(SOON) == 1
+    first, trace, where, *_, last = capsys.readouterr().err.splitlines()
+    assert (first, trace) == ("crash on other failed:", "Traceback (most recent call last):")
+    assert f'"{row_places.__file__}"' in where
+    assert last == "ValueError: nothing works"
+
+
 def test_who_waits_for_a_place_that_dies_is_told_how(other):
     with other.spawn(row_places.answer, name="mortal") as place:
         channel = other.connect("mortal")
