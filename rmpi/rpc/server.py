@@ -25,7 +25,7 @@
     bank.audit()                                # does not wait
 
 `Server.at` and `Server.connect` are declared to return an instance, and return what answers to the same calls from afar
-(`stub.py`). In the place, `serve` makes the real instance and has `Service` run it.
+(`stub.py`). In the place, `Serving` makes the real instance and has `Service` run it.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Server:
         from rmpi.rpc.stub import stub_over
 
         checker(cls.__init__, f"{cls.__qualname__}.__init__")(None, *args, **kwargs)
-        place = node.spawn(serve, cls, args, kwargs, name=name, restart=restart, kind=kind)
+        place = node.spawn(Serving(cls), args, kwargs, name=name, restart=restart, kind=kind)
         channel = copy(place)  # a channel to it and no more: closing that does not end the server
         return stub_over(cls, Connection(channel, cls.__qualname__, place, restart not in (None, False)), None)
 
@@ -155,16 +155,19 @@ def logger_of(cls: type[Any]) -> logging.Logger:
     return logging.getLogger(f"{cls.__module__}.{cls.__qualname__}")
 
 
-def serve(mailbox: Mailbox, cls: type[Server], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """What runs in the place of a server: an instance of ``cls``, for whoever calls."""
-    _made(mailbox, cls, args, kwargs)()
+class Serving:
+    """What runs in the place of a server of class ``cls``; an object, so that the place is called after that class."""
 
+    def __init__(self, cls: type[Server]) -> None:
+        self._cls = cls
+        self.__qualname__ = cls.__qualname__
 
-def _made(mailbox: Mailbox, cls: type[Server], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], None]:
-    """The instance, ready to serve. The place is starting meanwhile: `Server.at` is told what ``__init__`` raises."""
-    server = cls(*args, **kwargs)
-    methods = {name: getattr(server, name) for name in remotes_of(cls)}
-    return Service(mailbox, methods, cls.__qualname__, logger_of(cls)).run
+    def prepare(self, mailbox: Mailbox, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], None]:
+        """Make the instance, and return what serves it. The place is starting still: `Server.at` is told of errors."""
+        cls = self._cls
+        server = cls(*args, **kwargs)
+        methods = {name: getattr(server, name) for name in remotes_of(cls)}
+        return Service(mailbox, methods, cls.__qualname__, logger_of(cls)).run
 
-
-serve.prepare = _made  # type: ignore[attr-defined]  # see `places.hosting`
+    def __call__(self, mailbox: Mailbox, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.prepare(mailbox, args, kwargs)()

@@ -82,11 +82,13 @@ class CallSender(Sender):
             line = self._idle.pop()
         except IndexError:
             line = self._connection.line()
+        sent = False
         try:
             line.put((self._name, args, kwargs) if kwargs else (self._name, args))
+            sent = True
             answer = line.get()
         except BaseException as error:
-            self._give_up(line, error)
+            self._give_up(line, error, sent)
             raise
         self._idle.append(line)
         if type(answer) in NO_VALUES:
@@ -105,16 +107,16 @@ class CallSender(Sender):
             self._connection.give_up(line, cancel=sent)
             raise self._late(timeout, error, sent) from None
         except BaseException as error:
-            self._give_up(line, error)
+            self._give_up(line, error, sent)
             raise
         self._idle.append(line)
         if type(answer) in NO_VALUES:
             raise self._connection.error_of(answer, self.remote.function.__qualname__)
         return answer
 
-    def _give_up(self, line: Channel, error: BaseException) -> None:
+    def _give_up(self, line: Channel, error: BaseException, sent: bool) -> None:
         self._connection.give_up(line)
-        if isinstance(error, PeerLost):
+        if sent and isinstance(error, PeerLost):
             error.add_note(f"{self.remote.function.__qualname__} may have been executed; it is not repeated")
 
     def future(self, *args: Any, **kwargs: Any) -> Future[Any]:

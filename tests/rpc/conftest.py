@@ -6,7 +6,7 @@ import pytest
 from rmpi import rpc
 from rmpi.places.pair import channel_pair
 from rmpi.rpc import serving
-from rmpi.rpc.server import serve
+from rmpi.rpc.server import Serving
 
 
 class Served:
@@ -17,7 +17,7 @@ class Served:
 
     def __call__(self, cls, *args, **kwargs):
         near, far = channel_pair()
-        thread = threading.Thread(target=serve, args=(far, cls, args, kwargs), name=f"a {cls.__name__}")
+        thread = threading.Thread(target=Serving(cls), args=(far, args, kwargs), name=f"a {cls.__name__}")
         thread.start()
         stub = cls.over(near)
         self._running.append((stub, far, thread))

@@ -76,10 +76,11 @@ def test_what_init_raises_is_raised_by_at(here):
         Bank.at(here, fails=True)
 
 
-def test_a_remote_error_names_the_place(here):
-    with Bank.at(here, name="vault") as bank, pytest.raises(RemoteError) as caught:
+@pytest.mark.parametrize(("name", "called"), [("vault", "vault"), ("", "Bank")])
+def test_a_remote_error_names_the_place(here, name, called):
+    with Bank.at(here, name=name) as bank, pytest.raises(RemoteError) as caught:
         bank.take("nobody")
-    assert str(caught.value).startswith("KeyError: 'nobody' (raised by Bank.take in vault on ")
+    assert str(caught.value).startswith(f"KeyError: 'nobody' (raised by Bank.take in {called} on ")
 
 
 def test_a_stub_is_sent_to_a_place_and_works_there(here, bank):
