@@ -423,14 +423,14 @@ class Incoming:
     def fail_needing(self, ident: int, error: PeerLost) -> None:
         """Nothing will come from that peer: end what waits for it."""
         self._hear_ourselves()
-        self._fail(lambda receive: self._needs(receive, ident), error)
+        self._fail([receive for receive in self.matching.receives() if self._needs(receive, ident)], error)
 
     def _needs(self, receive: Receive, ident: int) -> bool:
         return receive.source == ident or (receive.source == ANY and self._why_hopeless(receive) is not None)
 
     def fail_in(self, contexts: frozenset[int], error: RmpiError) -> None:
         """End what waits in these contexts; what was on its way to it lands in memory of our own."""
-        self._fail(lambda receive: receive.context in contexts, error)
+        self._fail(list(self.matching.receives(contexts)), error)
         for arrival in self._under_way():
             if arrival.context in contexts and arrival.receive is not None:
                 receive = arrival.receive
@@ -438,10 +438,10 @@ class Incoming:
                 receive.finish(error)
 
     def fail_all(self, error: RmpiError) -> None:
-        self._fail(lambda _: True, error)
+        self._fail(list(self.matching.receives()), error)
 
-    def _fail(self, hopeless: Callable[[Receive], bool], error: RmpiError) -> None:
-        for receive in [receive for receive in self.matching.receives() if hopeless(receive)]:
+    def _fail(self, hopeless: list[Receive], error: RmpiError) -> None:
+        for receive in hopeless:
             self.matching.cancel(receive)
             receive.finish(error)
 

@@ -16,7 +16,7 @@ which belongs to another call is found when it arrives, even if nobody waits for
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -276,12 +276,14 @@ class Matching:
         """Forget a message that nobody has received; False: somebody has."""
         return _take(self.contexts[arrival.context].arrivals, (arrival.source, arrival.tag), arrival)
 
-    def receives(self) -> Iterator[Receive]:
-        """All receives and probes that wait, of all contexts."""
-        for context in self.contexts.values():
-            yield from context.probes
-            for queue in context.receives.values():
-                yield from queue
+    def receives(self, contexts: Iterable[int] | None = None) -> Iterator[Receive]:
+        """All receives and probes that wait in these contexts, or in any."""
+        for context in self.contexts if contexts is None else contexts:
+            known = self.contexts.get(context)
+            if known is not None:
+                yield from known.probes
+                for queue in known.receives.values():
+                    yield from queue
 
     def close(self, context: int, why: RmpiError) -> list[Arrival]:
         """Forget a context; what has come and nobody received. What comes later is received by nobody (`arrive`)."""

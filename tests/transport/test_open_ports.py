@@ -448,7 +448,7 @@ def test_no_wake_up_is_lost_where_both_sides_sleep_for_each_message(new, sockets
     assert os.waitpid(pid, 0)[1] == 0
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_random_values_come_in_the_order_of_each_sender(new, sockets, seed):
     """Small and large, by the short cut and the long way, from three clients to one box, and back."""
     clients, count = 3, 60
