@@ -44,6 +44,7 @@ PURE = (
     "rmpi/places/system_messages.py",
     "rmpi/places/timers.py",
     "rmpi/places/hosts.py",
+    "rmpi/places/whereto.py",
     "rmpi/places/wording.py",
     "rmpi/comm/schedule.py",
     "rmpi/comm/choose.py",
@@ -58,7 +59,7 @@ PURE = (
 )
 IMPURE = {"socket", "selectors", "threading", "subprocess", "time", "os", "sys"}
 
-LIGHT = ("launcher/cli.py", "rmpi/places/remote.py")
+LIGHT = ("launcher/cli.py", "rmpi/places/remote.py", "rmpi/places/standingcommand.py")
 HEAVY = ("numpy", "paramiko")
 
 

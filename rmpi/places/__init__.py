@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from rmpi.places.creation import here as here
     from rmpi.places.creation import nodes as nodes
     from rmpi.places.creation import unite as unite
-    from rmpi.places.handles import DEFAULT_PORT as DEFAULT_PORT
+    from rmpi.places.guest import AttachedNode as AttachedNode
+    from rmpi.places.guest import attach as attach
     from rmpi.places.handles import Command as Command
     from rmpi.places.handles import Node as Node
     from rmpi.places.handles import NodeStatus as NodeStatus
@@ -51,12 +52,14 @@ if TYPE_CHECKING:
     from rmpi.places.timers import after as after
     from rmpi.places.timers import every as every
     from rmpi.places.typed import TypedChannel as TypedChannel
+    from rmpi.places.whereto import DEFAULT_PORT as DEFAULT_PORT
     from rmpi.places.writing import write_flush as write_flush
 
 _HOMES = {
     "rmpi.places.channel": ("Channel", "Mailbox", "Message"),
     "rmpi.places.creation": ("connect", "create_node", "create_node_future", "create_nodes", "here", "nodes", "unite"),
-    "rmpi.places.handles": ("DEFAULT_PORT", "Command", "Node", "NodeStatus", "Place", "PlaceStatus"),
+    "rmpi.places.guest": ("AttachedNode", "attach"),
+    "rmpi.places.handles": ("Command", "Node", "NodeStatus", "Place", "PlaceStatus"),
     "rmpi.places.managedprocess": ("process",),
     "rmpi.places.messagerouter": ("MessageRouter", "log_error"),
     "rmpi.places.monitoring": ("PlaceEvent", "monitor"),
@@ -67,6 +70,7 @@ _HOMES = {
     "rmpi.places.system": ("shutdown",),
     "rmpi.places.timers": ("after", "every"),
     "rmpi.places.typed": ("TypedChannel",),
+    "rmpi.places.whereto": ("DEFAULT_PORT",),
     "rmpi.places.writing": ("write_flush",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -30,8 +30,10 @@ OUTPUTS = ("forward", "label", "capture", "discard")
 LOCAL_NAMES = (None, "", "localhost")
 
 
-def member_of_this_process() -> Member:
-    """This process in its system; a program that has none yet begins one."""
+def member_of_this_process(of: Node | None = None) -> Member:
+    """This process in its own system, or in that of a node; a program that has none yet begins one."""
+    if of is not None:
+        return of.member
     member = membership.current()  # of what was joined last; or one of a process that has only itself
     return member if isinstance(member, Member) else system_of_this_process().member
 
@@ -56,6 +58,7 @@ def create_node(
     directory: str | Path | None = None,
     rsh_agent: str | None = None,
     start_timeout: float = 60.0,
+    of: Node | None = None,
 ) -> Node:
     """Start a node: the process that starts, names and watches places on one machine.
 
@@ -72,9 +75,11 @@ def create_node(
         route: Which way data goes to and from its places: ``"direct"`` connections, ``"relay"`` through the nodes and
             the ssh sessions, or ``"auto"``: direct where that is possible.
         environment: Variables for its places, besides those that travel (``rmpi-run --help``).
-        directory: Where its places start; by default the directory we are in.
+        directory: Where its places start; by default the directory we are in, or, with ``of``, that of the head.
         rsh_agent: A program to reach the host with, instead of our own ssh.
         start_timeout: Seconds until it must be up.
+        of: A node (`attach`) whose system it shall belong to, instead of our own: the head of that system starts it,
+            from where that runs.
 
     Raises:
         LaunchError: The host cannot be used: says why, and what to do.
@@ -94,7 +99,8 @@ def create_node(
         raise UsageError(f"{wanted!r} names {len(found)} hosts; create_nodes starts several")
     check_text("name", name)
     variables = checked_environment(environment)
-    member = member_of_this_process()
+    member = member_of_this_process(of)
+    where = directory or (Path.cwd() if of is None else "")
 
     def order(number: int) -> AddNode:
         return AddNode(
@@ -109,7 +115,7 @@ def create_node(
             route,
             policy.rule.to_plain(),
             variables,
-            str(Path(directory or Path.cwd()).absolute()),
+            str(Path(where).absolute()) if where else "",
             float(start_timeout),
         )
 
@@ -163,20 +169,39 @@ def create_nodes(hosts: Iterable[str | Mapping[str, Any] | None], **options: Any
     raise ExceptionGroup(f"{len(errors)} of {len(wanted)} nodes could not be started", errors)
 
 
-def nodes() -> list[Node]:
-    """The nodes of this system that are not solo, this program's own first."""
-    member = member_of_this_process()
+def nodes(of: Node | None = None) -> list[Node]:
+    """The nodes of our system that are not solo, that of the head first; or those of the system of the node ``of``."""
+    member = member_of_this_process(of)
     (rows,) = member.ask(lambda number: Survey(number, ANY_NODE), 60.0)
     return [Node(member, row["node"], row["label"]) for row in rows]
 
 
-def connect(name: str, timeout: float | None = 60.0) -> Channel:
-    """A channel to a named place, whichever node of this system it is on.
+def connect(
+    name: str,
+    timeout: float | None = 60.0,
+    *,
+    of: Node | None = None,
+    at: str | None = None,
+    key_file: str | Path | None = None,
+) -> Channel:
+    """A channel to a named place, whichever node of a system it is on.
+
+    Args:
+        of: A node of that system; by default it is our own.
+        at, key_file: A node that was started by hand, whose system it is: it is attached to, as by `attach`, and this
+            process stays a member until it ends.
 
     Raises:
         NameNotFound: There is no such place; says which there are.
+        LaunchError: As for `attach`.
     """
-    return connect_on(member_of_this_process(), ANY_NODE, name, timeout)
+    if at is not None:
+        if key_file is None or of is not None:
+            raise UsageError("connect(name, at=…) takes the key_file of that node, and no other node")
+        from rmpi.places.guest import attach
+
+        of = attach(at, key_file=key_file, timeout=timeout)
+    return connect_on(member_of_this_process(of), ANY_NODE, name, timeout)
 
 
 def unite(strategy: Strategy, places: Iterable[Command]) -> None:

@@ -12,6 +12,8 @@ the event comes that ends it.
     a name is looked for          on one node or on all; who asks follows the place from then on
     a node is lost                so are its places, until a supervised node is there again: then they are started there
     two places of different nodes want each other    one dials the other's door; where neither can, they are relayed
+    a guest joins         it is a node of its own, which has no door, with one place, itself
+    a guest is gone       so is what it has started, but for what others can find, or know already
 
 A place that is a thread shares process and endpoint with all other threads of its node: they live in a *thread host*, a
 place without a call of its own that is started with the first of them.
@@ -57,6 +59,7 @@ from rmpi.places.system_messages import (
     LOCAL,
     AddNode,
     Answer,
+    Attach,
     Declined,
     EndNode,
     EndpointGone,
@@ -94,6 +97,9 @@ REMEMBERED = 1000
 
 LOST = -SIGKILL
 """Exit status of a place whose node was lost: nobody can know."""
+
+ORPHAN_GRACE = 2.0
+"""Seconds between SIGTERM and SIGKILL for a place whose guest is gone."""
 
 
 # ------------------------------------------------------------------------------------------ events
@@ -213,6 +219,7 @@ class NodeEntry:
         serials: Numbers for endpoints; never used twice, whatever becomes of the node.
         host: The place that runs its threads; 0 if there is none.
         ending: Who waits for its end.
+        came_by: Of a guest: the door of the head by which it came, as it sees that.
     """
 
     number: int
@@ -231,6 +238,12 @@ class NodeEntry:
     serials: Iterable[int] = field(default_factory=lambda: itertools.count(MAIN + 1))
     host: int = 0
     ending: list[tuple[int, int]] = field(default_factory=list)
+    came_by: tuple[str, int] | None = None
+
+    @property
+    def is_guest(self) -> bool:
+        """It is a process that has joined from outside: nothing can be started there."""
+        return self.came_by is not None
 
     @property
     def route(self) -> str:
@@ -239,8 +252,8 @@ class NodeEntry:
 
     @property
     def is_here(self) -> bool:
-        """It is on the head's machine. The doors there are at a loopback address, and the head's own node has none."""
-        return self.order is None or not self.order.host
+        """It is on the head's machine. Doors there are found only from there, and by guests."""
+        return not self.is_guest and (self.order is None or not self.order.host)
 
 
 @dataclass(slots=True)
@@ -292,9 +305,10 @@ class Directory:
         system: The number of the system, which nobody else has.
         key: What connections between its nodes are proved with.
         host: What this machine is called.
+        label: What to call the head's node; by default the same.
     """
 
-    def __init__(self, system: int, key: bytes, host: str) -> None:
+    def __init__(self, system: int, key: bytes, host: str, label: str = "") -> None:
         self.system = system
         self._key = key
         self._places: dict[int, PlaceEntry] = {}
@@ -307,7 +321,7 @@ class Directory:
         self._members: set[int] = set()  # endpoints that have nobody's place behind them: programs
         self._nodes: dict[int, NodeEntry] = {}
         self._node_numbers = itertools.count(LOCAL + 1)
-        self._nodes[LOCAL] = NodeEntry(LOCAL, host, None, 0, None, None, None, "up", host)
+        self._nodes[LOCAL] = NodeEntry(LOCAL, label or host, None, 0, None, None, None, "up", host)
         self._barred: dict[tuple[int, int], str] = {}  # nodes whose places cannot dial the other's, and why
         self._relayed: dict[tuple[int, int], set[int]] = {}  # pairs of endpoints; of which of them nothing is wanted
         self._groups = Groups()
@@ -321,12 +335,27 @@ class Directory:
 
     def enrol_main(self, cores: int, memory: int, pid: int) -> Enrolled:
         """What the user's program has to know to be a place of its own system."""
-        local = self._nodes[LOCAL]
-        local.cores, local.memory, local.pid = cores, memory, pid
+        self.describe_head(cores, memory, pid)
+        machine = self._nodes[LOCAL].machine
         self._members.add(self.main)
         return Enrolled(
-            self.system, self.main, MAIN, LOCAL, "the main program", local.machine, 0, 0, False, memory // 4, 0, b""
+            self.system, self.main, MAIN, LOCAL, "the main program", machine, 0, 0, False, memory // 4, 0, b""
         )
+
+    def describe_head(self, cores: int, memory: int, pid: int) -> None:
+        """What the head's node is like."""
+        local = self._nodes[LOCAL]
+        local.cores, local.memory, local.pid = cores, memory, pid
+
+    def enrol_guest(self, guest: Attach) -> Enrolled:
+        """What a process from outside has to know to be a place of this system, on a node of its own."""
+        number = next(self._node_numbers)
+        label = f"the guest from {guest.host} (pid {guest.pid})"
+        node = NodeEntry(number, label, None, 0, None, None, None, "up", guest.host, pid=guest.pid, came_by=guest.door)
+        self._nodes[number] = node
+        endpoint, place = self._new_endpoint(node), next(self._place_numbers)
+        self._members.add(endpoint)
+        return Enrolled(self.system, endpoint, place, number, label, guest.host, 0, 0, False, guest.memory // 4, 0, b"")
 
     @property
     def places_run(self) -> bool:
@@ -446,9 +475,11 @@ class Directory:
         return [action for endpoint in sorted(entry.followers) for action in self._to(endpoint, message)]
 
     def _log(self, endpoint: int, record: Record) -> Log:
+        node = self._node_label(node_of(endpoint))
+        if endpoint in self._members:
+            return Log("the main program" if endpoint == self.main else node, node, record)
         speaker = self._of(endpoint, record.place)
-        label = speaker[0].label if speaker else self.place_label(endpoint)
-        return Log(label, self._node_label(node_of(endpoint)), record)
+        return Log(speaker[0].label if speaker else self.place_label(endpoint), node, record)
 
     # ---------------------------------------------------------------------------------- places
 
@@ -457,7 +488,7 @@ class Directory:
             raise WireError(f"a place cannot be a {order.kind!r} of {order.argv!r}")
         asked = (endpoint, order.number)
         node = self._nodes.get(order.node)
-        if node is None or node.state in ("gone", "ending") or not self._may_use(endpoint, node):
+        if node is None or node.state in ("gone", "ending") or node.is_guest or not self._may_use(endpoint, node):
             return self._decline(asked, "PeerLost", f"{self._node_label(order.node)} is gone; no place can be started")
         if order.name and (other := self._named(order.node, order.name)) is not None:
             text = f"a place named {order.name!r} is on {node.label} already ({other.state}); names are used once"
@@ -590,7 +621,7 @@ class Directory:
         for entry in self._places.values():
             entry.followers.discard(endpoint)
         own = next((entry for entry in behind if not entry.is_thread), None)
-        label = own.label if own else "a program"
+        label = own.label if own else self._node_label(node_of(endpoint))
         cause = own.cause if own and own.cause and end.failed else end.cause
         gone = EndpointGone(endpoint, label, cause, end.failed)
         actions: list[Action] = [
@@ -758,6 +789,9 @@ class Directory:
             return [Post(number, Stop())] if node.state == "ending" else []
         if what == "kill":
             return [Post(node_of(number), SignalPlace(number, SIGKILL))] if number in self._behind else []
+        if what == "orphan":
+            orphan = self._places.get(number)
+            return self._end_place(orphan, SIGKILL) if orphan is not None and orphan.state != "gone" else []
         entry = self._places[number]
         return self._launch_again(entry) if entry.state == "down" and entry.due <= self._now else []
 
@@ -837,7 +871,7 @@ class Directory:
 
     def _follow(self, endpoint: int, place: int) -> list[Action]:
         entry = self._places.get(place)
-        if place == MAIN:
+        if place == MAIN and self.main in self._members:
             return self._to(endpoint, PlaceAt(MAIN, self.main, "the main program", self._nodes[LOCAL].pid, 0))
         if entry is None:
             gone = PlaceGone(place, "nobody knows that place", 0, True, "")
@@ -856,9 +890,9 @@ class Directory:
         route = "direct" if "direct" in (mine.route, theirs.route) else "auto"
         patience = PATIENCE[route]
         if self._dials(mine, theirs):
-            return self._to(endpoint, Dial(peer, (theirs.door,), self._key, patience))
+            return self._to(endpoint, Dial(peer, (_door(mine, theirs),), self._key, patience))
         if self._dials(theirs, mine):
-            return self._to(peer, Dial(endpoint, (mine.door,), self._key, patience))
+            return self._to(peer, Dial(endpoint, (_door(theirs, mine),), self._key, patience))
         if route == "direct":
             return self._to(endpoint, NoLink(peer, self._why_not(mine, theirs)))
         if self._is_relayed(endpoint, peer):
@@ -877,7 +911,7 @@ class Directory:
         """Whether places of a node may find the door of another one, and are to."""
         if "relay" in (node.route, other.route) or (node.number, other.number) in self._barred:
             return False
-        return other.door[1] != 0 and (not other.is_here or node.is_here)
+        return _door(node, other)[1] != 0
 
     def _unreachable(self, endpoint: int, peer: int, why: str) -> list[Action]:
         """A door was not to be reached; what was learnt holds for all places of the two nodes, in that direction."""
@@ -911,7 +945,7 @@ class Directory:
     def _announce_detour(self, node: NodeEntry, other: NodeEntry) -> list[Action]:
         """Once for two nodes, unless that was asked for."""
         pair = _pair(node.number, other.number)
-        if pair in self._announced or "relay" in (node.route, other.route):
+        if pair in self._announced or "relay" in (node.route, other.route) or (node.is_guest and other.is_guest):
             return []
         self._announced.add(pair)
         why = self._barriers(node, other)
@@ -982,14 +1016,19 @@ class Directory:
     def _end_node(self, endpoint: int, number: int, node: int, order: EndNode) -> list[Action]:
         asked = (endpoint, number)
         if node == LOCAL:
-            return self._decline(asked, "UsageError", "the node of the program itself ends with it")
+            return self._decline(asked, "UsageError", self._why_not_ended())
         entry = self._nodes.get(node)
-        if entry is None:
+        if entry is None or entry.is_guest:
             return self._decline(asked, "UsageError", f"there is no node {node}")
         if entry.state == "gone":
             return self._answer(asked)
         entry.ending.append(asked)
         return self._end_one_node(entry, order.seconds if order.graceful else 0.0)
+
+    def _why_not_ended(self) -> str:
+        if self.main in self._members:
+            return "the node of the program itself ends with it"
+        return f"{self._node_label(LOCAL)} was started by hand, and is ended there: by Ctrl-C, or SIGTERM"
 
     def _end_one_node(self, node: NodeEntry, seconds: float) -> list[Action]:
         """A node is not wanted any more, nor are its places, which may have some time to end by themselves."""
@@ -1014,6 +1053,8 @@ class Directory:
 
     def _node_lost(self, node: NodeEntry, why: str, expected: bool) -> list[Action]:
         """A node is gone, and what ran there with it."""
+        if node.is_guest:
+            return self._guest_left(node, why)
         expected = expected or node.state == "ending"
         restart = not expected and node.supervisor is not None
         node.state = "down" if restart else "gone"
@@ -1027,6 +1068,28 @@ class Directory:
         if not expected:
             actions.append(Tell(f"node {node.label} was lost: {why}"))
         return [*actions, *self._node_gone(node, why)]
+
+    def _guest_left(self, node: NodeEntry, why: str) -> list[Action]:
+        """A guest is gone. Of what it has started, what has a name stays, and what somebody else knows."""
+        actions: list[Action] = []
+        for endpoint in sorted({each for pair in self._relayed for each in pair if node_of(each) == node.number}):
+            actions += self._end_relays(endpoint)
+        for endpoint in [each for each in self._members if node_of(each) == node.number]:
+            actions += self._endpoint_ended(endpoint, LOST, End(1, why))
+        for other in [each for each in self._nodes.values() if each.order is not None and each.order.solo]:
+            if node_of(other.owner) == node.number and other.state not in ("ending", "gone"):
+                actions += self._end_one_node(other, 0.0)
+        for entry in [each for each in self._places.values() if node_of(each.owner) == node.number]:
+            if self._is_orphan(entry):
+                actions += [*self._end_place(entry, SIGTERM), Alarm(("orphan", entry.number), self._now + ORPHAN_GRACE)]
+        self._barred = {pair: text for pair, text in self._barred.items() if node.number not in pair}
+        self._announced = {pair for pair in self._announced if node.number not in pair}
+        del self._nodes[node.number]
+        return actions
+
+    def _is_orphan(self, entry: PlaceEntry) -> bool:
+        """Nobody who is left can reach it."""
+        return not entry.order.name and not entry.followers and entry.state != "gone" and not entry.stopping
 
     def _restart_node(self, node: NodeEntry, why: str) -> list[Action]:
         """A supervised node is gone, or could not be started again."""
@@ -1057,8 +1120,8 @@ class Directory:
     def _survey(self, endpoint: int, number: int, node: int) -> list[Action]:
         asked = (endpoint, number)
         if node == ANY_NODE:
-            nodes = [each for each in self._nodes.values() if each.state != "gone" and self._may_use(endpoint, each)]
-            return self._answer(asked, [*map(_node_row, nodes)])
+            nodes = [each for each in self._nodes.values() if each.state != "gone" and not each.is_guest]
+            return self._answer(asked, [_node_row(each) for each in nodes if self._may_use(endpoint, each)])
         entry = self._nodes.get(node)
         if entry is None:
             return self._decline(asked, "UsageError", f"there is no node {node}")
@@ -1077,6 +1140,17 @@ HOSTING = "from rmpi.places.hosting import main; main()"
 """What a place runs that is no command. It is code, and not that module by name, so that its ``__main__`` is empty."""
 
 NO_RULE: Plain = Rule(Then.NOTHING).to_plain()
+
+
+def _door(node: NodeEntry, other: NodeEntry) -> tuple[str, int]:
+    """Where places of a node find the door of another one; port 0: nowhere.
+
+    All doors of the head's machine are at one address. What guests call it, the one by which they came has told.
+    """
+    if node.came_by is not None and other.is_here:
+        address, port = node.came_by
+        return address, port if other.number == LOCAL else other.door[1]
+    return other.door if node.is_here or not other.is_here else ("", 0)
 
 
 def _pair(one: int, other: int) -> tuple[int, int]:

@@ -179,16 +179,21 @@ def dial(
     for address, port in doors:
         share = Deadline.after(deadline.left() / (len(doors) - len(tried)))  # a silent door leaves time for the next
         try:
-            return _dial_patiently(address, port, key, source, destination, share, patience)
+            return knock(address, port, key, source, destination, share, patience)
         except (OSError, WireError) as error:
             tried.append(f"{address} port {port}: {getattr(error, 'strerror', None) or error}")
     raise PeerLost("; ".join(tried) or "its node has no door")
 
 
-def _dial_patiently(
+def knock(
     address: str, port: int, key: bytes, source: int, destination: int, deadline: Deadline, patience: float
 ) -> socket.socket:
-    """Knock again, after a pause that grows, at a door where too many wait: it resets the oldest of them."""
+    """Connect to one door, as `dial` does. Where too many wait, the oldest are reset: knock again, after longer pauses.
+
+    Raises:
+        OSError: It cannot be reached.
+        WireError: It did not let us in: says why.
+    """
     pause = KNOCK_AGAIN
     while True:
         handshake = Connector(key, source, destination, os.urandom(NONCE_SIZE))

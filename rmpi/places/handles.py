@@ -27,9 +27,6 @@ from rmpi.places.supervisor import Policy, policy_of
 from rmpi.places.system import running_system
 from rmpi.places.system_messages import LOCAL, EndNode, Find, Kill, PlaceGone, Spawn, Survey
 
-DEFAULT_PORT = 6340
-"""Of a node that people start by hand; others have any port that is free."""
-
 Kind = Literal["process", "thread"]
 Output = Literal["forward", "label", "capture", "discard"]
 Route = Literal["auto", "direct", "relay"]
@@ -92,6 +89,11 @@ class Node:
         self._member = member
         self._number = number
         self.label = label
+
+    @property
+    def member(self) -> Member:
+        """This process in the system of the node."""
+        return self._member
 
     # ------------------------------------------------------------------------------- starting places
 

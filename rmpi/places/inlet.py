@@ -143,7 +143,9 @@ class Inlet(Outlet):
                     self._endpoint.doze(self._box, ANY, ANY, members=self._members(), deadline=deadline)
                     value = short.recv(ANY, ANY, None)
                 if type(value) is Receive:
-                    value = self._landed(value, deadline or Deadline.after(timeout))
+                    value, origin = self._landed(value, deadline or Deadline.after(timeout))
+                    if whole and value is not END:  # the port tells of an earlier message still
+                        whole, value = False, Message(value, self._reply_to(*origin))
                 if value is END:
                     self._note_end()
                     short.given = None
@@ -172,10 +174,12 @@ class Inlet(Outlet):
             and self._why_over() is None
         )
 
-    def _landed(self, receive: Receive, deadline: Deadline) -> Any:
-        """A large message that has begun to come."""
+    def _landed(self, receive: Receive, deadline: Deadline) -> tuple[Any, tuple[int, int]]:
+        """A large message that has begun to come: its value, and where an answer to it goes."""
         assert self._handover is not None
-        return self._handover.finish(receive, deadline)
+        value = self._handover.finish(receive, deadline)
+        assert receive.arrival is not None
+        return value, (receive.arrival.source, receive.arrival.tag)
 
     def _give_back(self, error: BaseException, handlers: bool) -> NoReturn:
         if self._handover is not None:

@@ -87,6 +87,17 @@ class Fate:
         elif isinstance(news, PlaceShown):
             self.over.finish()
 
+    def lose(self, place: int, error: PeerLost) -> None:
+        """Nothing more will be heard of it: whoever waits gets that error. Within progress."""
+        if self.gone.done:
+            self.over.finish()
+            return
+        self.pid = 0
+        for hear in tuple(self.hears):
+            hear(PlaceGone(place, str(error), 0, True, ""))
+        self.gone.finish(error)
+        self.over.finish(error)
+
 
 class _Reply(Operation):
     """What a request is waiting for."""
@@ -119,6 +130,8 @@ class Member(Attachment):
         self._fates: dict[int, Fate] = {}
         self._labels: dict[int, str] = {}
         self.on_thread: Callable[[RunThread | StopThread], None] | None = None
+        self.lost_because = "the system has ended: this process has no head any more"
+        self._lost: PeerLost | None = None
         super().__init__(
             control,
             self.enrolled.endpoint,
@@ -131,12 +144,18 @@ class Member(Attachment):
     def _make_endpoint(self, ident: int, *, crowded: bool, unmatched_limit: int) -> Endpoint:
         return membership.new_endpoint(
             ident,
-            lambda peer: self._links.connect(peer),
+            self._connect,
             spin=spin_seconds(),
             crowded=crowded,
             unmatched_limit=unmatched_limit,
             name_of=self._name_of,
         )
+
+    def _connect(self, peer: int) -> None:
+        if self._lost is not None:
+            self.endpoint.link_failed(peer, self._lost)
+        else:
+            self._links.connect(peer)
 
     @property
     def system(self) -> int:
@@ -166,9 +185,12 @@ class Member(Attachment):
         Raises:
             DeadlineExceeded: No answer came in time; a place or node that was asked for is ended again.
             RmpiError: The head declines: whatever it says.
+            PeerLost: There is no head any more.
         """
         number = next(self._numbers)
         reply = self._replies[number] = _Reply()
+        if self._lost is not None:
+            reply.finish(self._lost)
         try:
             self._tell(make(number))
             self.endpoint.wait((reply,), Deadline.after(timeout))
@@ -195,7 +217,7 @@ class Member(Attachment):
         fresh = Whereabouts(place, f"place {place}")
         known = self._whereabouts.setdefault(place, fresh)
         if known is fresh:
-            self._tell(Follow(place))
+            self._follow(place)
         return known
 
     def fate(self, place: int) -> Fate:
@@ -203,12 +225,17 @@ class Member(Attachment):
         fresh = Fate()
         known = self._fates.setdefault(place, fresh)
         if known is fresh:
-            self._tell(Follow(place))
+            self._follow(place)
         return known
 
-    def leave(self) -> None:
-        """Send out what waits, and tell everybody; nothing can be communicated afterwards."""
-        self.endpoint.finish()
+    def _follow(self, place: int) -> None:
+        self._tell(Follow(place))
+        if self._lost is not None:
+            self.endpoint.crank.post(self._lose_all)
+
+    def leave(self, deadline: Deadline = Deadline.NEVER) -> None:
+        """Send out what waits, as far as there is time, and tell everybody. Nothing can be communicated afterwards."""
+        self.endpoint.finish(deadline)
         self._tell(Left())
         self._control.drain()
         self.endpoint.close()
@@ -281,17 +308,21 @@ class Member(Attachment):
             self.endpoint.forget(endpoint)
 
     def _lost_router(self) -> None:
-        lost = PeerLost("the system has ended: this process has no head any more")
+        self._lost = PeerLost(self.lost_because)
+        self._lose_all()
+
+    def _lose_all(self) -> None:
+        """Nothing will be heard any more: end all that waits. Within progress."""
+        assert self._lost is not None
         for reply in tuple(self._replies.values()):
-            reply.finish(lost)
+            reply.finish(self._lost)
         for whereabouts in tuple(self._whereabouts.values()):
-            whereabouts.gone(lost)
+            if whereabouts.error is None:
+                whereabouts.gone(self._lost)
         for place, fate in tuple(self._fates.items()):
-            fate.heard(PlaceGone(place, str(lost), 0, True, ""))
-            fate.heard(PlaceShown(place))
-        for endpoint in list(self.endpoint.media()):
-            if endpoint != self.endpoint.ident:
-                self.endpoint.peer_ended(endpoint, lost)
+            fate.lose(place, self._lost)
+        for peer in self.endpoint.peers():
+            self.endpoint.peer_ended(peer, self._lost)
 
     def _name_of(self, endpoint: int) -> str:
         return self._labels.get(endpoint, "another place")

@@ -1,6 +1,7 @@
 """Which systems this process is part of.
 
-A process joins a system once, as a *member*. Channels that arrive from elsewhere find theirs here by its number.
+A process joins a system once, as a *member*. Channels that arrive from elsewhere find theirs here by its number. Where
+it is only a guest (`rmpi.places.attach`), it is for nothing but what belongs to that system.
 
 A process that is part of no system can have channels too (`rmpi.places.channel_pair`), and start a system later. So it
 gets an endpoint of its own when it first needs one, whose number is that of whoever starts a system, and whoever makes
@@ -84,11 +85,15 @@ class Loner:
 
 
 _members: dict[int, Member] = {}
+_guests: dict[int, Member] = {}
 _loner: Loner | None = None
 
 
-def register(member: Member) -> None:
-    """This process has become part of a system."""
+def register(member: Member, *, guest: bool = False) -> None:
+    """This process has become part of a system, which is its own unless it is a ``guest``."""
+    if guest:
+        _guests[member.system] = member
+        return
     if _loner is not None and member.endpoint is _loner.endpoint:
         _loner.join(member)
     _members[member.system] = member
@@ -96,7 +101,9 @@ def register(member: Member) -> None:
 
 def unregister(member: Member) -> None:
     """It is so no more."""
-    _members.pop(member.system, None)
+    for kind in (_members, _guests):
+        if kind.get(member.system) is member:
+            del kind[member.system]
 
 
 def member_of(system: int) -> Member:
@@ -107,7 +114,7 @@ def member_of(system: int) -> Member:
     """
     if _loner is not None and system == _loner._number:
         return _loner
-    member = _members.get(system)
+    member = find(system)
     if member is None:
         raise UsageError(
             "this channel belongs to a system that this process is no part of: channels can be sent among the places "
@@ -116,8 +123,13 @@ def member_of(system: int) -> Member:
     return member
 
 
+def find(system: int) -> Member | None:
+    """The same, if there is one."""
+    return _members.get(system) or _guests.get(system)
+
+
 def current() -> Member:
-    """The membership of the system that was joined last; of none, if there is none: that is made now."""
+    """The membership of its own system that was joined last; of none, if there is none: that is made now."""
     global _loner
     if _members:
         return next(reversed(_members.values()))
@@ -154,6 +166,7 @@ def _forget() -> None:
         _loner.endpoint.disown()
     _loner = None
     _members.clear()
+    _guests.clear()
 
 
 os.register_at_fork(after_in_child=_forget)

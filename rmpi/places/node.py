@@ -183,7 +183,7 @@ class Node:
             self._door = Door(self._loop, address, key, self._came_in, self._outside.warn, port)
         except OSError as error:
             where = f"{address} port {port}" if port else address
-            raise LaunchError(f"cannot listen at {where}: {error.strerror}") from None
+            raise LaunchError(f"cannot listen at {where}: {_reason(error)}") from None
         return self._door.port
 
     def begin(self, begin: Begin) -> None:
@@ -616,6 +616,12 @@ def check_program(begin: Begin) -> None:
         raise LaunchError(f"there is no {begin.target} here; copy it, or use a shared directory")
 
 
+def _reason(error: OSError) -> str:
+    """In words, without what Python adds for sockets; errors of name resolution have negative numbers of their own."""
+    number = error.errno or 0
+    return os.strerror(number) if number > 0 else str(error.strerror)
+
+
 def _bytes_in(pipe: int) -> int:
     """How many bytes can be read there now."""
     count = array.array("i", [0])
@@ -626,3 +632,9 @@ def _bytes_in(pipe: int) -> int:
 def memory_of_machine() -> int:
     """Bytes of this machine's memory."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+if __name__ == "__main__":
+    from rmpi.places.standingcommand import main
+
+    raise SystemExit(main())

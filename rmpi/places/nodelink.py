@@ -113,6 +113,11 @@ class NodeLink:
             self.close()
             self._lost(why)
 
+    def disown(self) -> None:
+        """In a fork of this process: close the socket. The loop is shared, and left alone."""
+        self.closed = True
+        self._link.close()
+
     def close(self) -> None:
         """Close without a word; `lost` is not called."""
         if self.closed:
@@ -122,6 +127,18 @@ class NodeLink:
         self._data.clear()
         self._loop.unregister(self._fd)
         self._link.close()
+
+
+def keep_watch(sock: socket.socket) -> None:
+    """Have the kernels watch a TCP connection instead (tcp(7)): it breaks when a machine is gone, or cut off.
+
+    For a link to a process that people start and may stop, or keep busy, for as long as they like: its kernel answers.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(SILENCE * 1000))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, int(BEAT))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, int(BEAT))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, int(SILENCE / BEAT))
 
 
 def _message_in(frame: Frame) -> Message:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rmpi.deadline import Deadline
 from rmpi.errors import DeadlineExceeded, PeerExited, UsageError
@@ -17,6 +17,9 @@ from rmpi.transport.interrupts import SHIELD
 from rmpi.transport.operation import Operation
 
 LABEL = "the other end of a pair"
+
+if TYPE_CHECKING:
+    from rmpi.places.handles import Node
 
 
 class _Room:
@@ -104,7 +107,7 @@ class _Limited(Channel):
         self._mine.leave(for_good=True)
 
 
-def channel_pair(limit: int | None = None) -> tuple[Channel, Channel]:
+def channel_pair(limit: int | None = None, *, of: Node | None = None) -> tuple[Channel, Channel]:
     """Two channels in this process: what is put into one is got from the other.
 
         a, b = channel_pair()
@@ -121,11 +124,12 @@ def channel_pair(limit: int | None = None) -> tuple[Channel, Channel]:
         limit: How many messages may wait in each direction; `Channel.put` waits for room. That holds for these two
             ends, and not for whom an end was sent to. None: as many as fit into the share of the machine's memory that
             this process takes unasked.
+        of: A node of the system in which it can be sent; by default this process' own.
 
     Raises:
         UsageError: ``limit`` is no positive number.
     """
-    member = current()
+    member = of.member if of is not None else current()
     boxes = member.new_box(), member.new_box()
     addresses = [Address(member.system, 0, member.endpoint.ident, box, LABEL) for box in boxes]
     if limit is None:

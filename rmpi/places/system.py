@@ -21,15 +21,14 @@ import socket
 import sys
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from rmpi.deadline import Deadline, now
 from rmpi.errors import LaunchError, UsageError, WireError
-from rmpi.places import membership
 from rmpi.places.boot import Booted, boot_all
-from rmpi.places.control import Control
 from rmpi.places.directory import (
     Action,
     Alarm,
@@ -49,7 +48,6 @@ from rmpi.places.directory import Booted as NodeBooted
 from rmpi.places.hosts import HostSpec, parse_host_list
 from rmpi.places.local import LOOPBACK, LocalBooter
 from rmpi.places.loop import Loop, Timer
-from rmpi.places.member import Member
 from rmpi.places.messages import (
     SERIAL_BITS,
     Carried,
@@ -90,6 +88,9 @@ KEPT_LINES = 10_000
 
 SYSTEM_BITS = 62
 
+WILDCARDS = {"0.0.0.0": LOOPBACK, "::": "::1"}
+"""What to dial for doors of this machine that are open to all sides."""
+
 
 @dataclass
 class _RemoteNode:
@@ -103,15 +104,29 @@ class _RemoteNode:
     captured: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT_LINES))
 
 
-class System:
-    """A system and its head. Any thread may call its methods."""
+class Head:
+    """The head of a system, whoever runs its loop."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        key: bytes,
+        label: str = "",
+        *,
+        guest: bool = False,
+        admit: Callable[[socket.socket], None] | None = None,
+    ) -> None:
+        """A head that does nothing yet.
+
+        Args:
+            key: What connections to its nodes are proved with.
+            label: What to call its own node; by default what this machine is called.
+            guest, admit: As in `SystemNode`.
+        """
         self._loop = Loop()
-        self._key = secrets.token_bytes(KEY_SIZE)
-        self._directory = Directory(secrets.randbits(SYSTEM_BITS), self._key, socket.gethostname())
+        self._key = key
+        self._directory = Directory(secrets.randbits(SYSTEM_BITS), self._key, socket.gethostname(), label)
         self._printer = Printer(self._show, lambda: None)
-        self._node = SystemNode(self._loop, self, self._spared, guest=True)
+        self._node = SystemNode(self._loop, self, self._spared, guest=guest, admit=admit)
         self._remotes: dict[int, _RemoteNode] = {}
         self._streams: dict[int, int] = {}  # by endpoint: how many have ended
         self._events: deque[Event] = deque()
@@ -121,14 +136,19 @@ class System:
         self._ending = False
         self._local_gone = False
         self._over = threading.Event()
-        self._node.serve(Serve(LOCAL, self._key, "", 0, sys.executable, {}, str(Path.cwd())))
-        cores = len(os.sched_getaffinity(0))
-        enrolled = self._directory.enrol_main(cores, memory_of_machine(), os.getpid())
-        self._thread = threading.Thread(target=self._run, name="rmpi head", daemon=True)
-        self.member = Member(Control(self._node.adopt(enrolled)))
-        self._thread.start()
+        self._here = LOOPBACK  # where doors on this machine are
 
-    # --------------------------------------------------------------------------- the head's thread
+    def _serve(self, address: str = "", port: int = 0) -> int:
+        """Have a node of our own, with a door if there is an address for it; its port.
+
+        Raises:
+            LaunchError: Nobody can listen there.
+        """
+        serve = Serve(LOCAL, self._key, address, port, sys.executable, {}, str(Path.cwd()))
+        self._here = address or LOOPBACK
+        return self._node.serve(serve).port
+
+    # --------------------------------------------------------------------------- the loop's thread
 
     def _run(self) -> None:
         try:
@@ -259,9 +279,8 @@ class System:
         remote.link = NodeLink(self._loop, booted.control, partial(self._heard_from, node), partial(self._lost, node))
         environment = {**(passed_on(os.environ) if order.host else {}), **order.environment}
         directory = order.directory or str(Path.cwd())
-        remote.link.send(
-            Serve(node, self._key, _address(booted, order), order.port, booted.facts.executable, environment, directory)
-        )
+        address = booted.address if order.host else self._here
+        remote.link.send(Serve(node, self._key, address, order.port, booted.facts.executable, environment, directory))
         remote.timer = self._loop.call_later(order.seconds, partial(self._refused, node, "it did not answer in time"))
 
     def _heard_from(self, node: int, message: Message) -> None:
@@ -270,7 +289,8 @@ class System:
             case Serving(port, pid, cores, memory) if remote.timer is not None:
                 self._served(remote)
                 assert remote.booted is not None
-                door = (_address(remote.booted, remote.order), port)
+                address = remote.booted.address if remote.order.host else WILDCARDS.get(self._here, self._here)
+                door = (address, port)
                 self._decide(NodeBooted(node, remote.booted.facts.hostname, door, pid, cores, memory))
             case Refused(text):
                 self._refused(node, text)
@@ -408,16 +428,11 @@ class System:
 
     # -------------------------------------------------------------------------------------- the end
 
-    def close(self, grace: float = GRACE) -> None:
-        """End all places and nodes: they are asked to, and after the grace they are killed."""
-        if self._over.is_set():
-            return
-        self.member.close()
-        self._loop.post(partial(self._begin_end, grace))
-        self._over.wait(grace + STOP_LIMIT + 1.0)
+    def _let_go(self) -> None:
+        """After the loop: what was said is shown, and sessions are ended."""
         self._printer.close()
         self._send_away()
-        for thread in (self._thread, *self._hanging_up):
+        for thread in self._hanging_up:
             thread.join(STOP_LIMIT)
 
     def _begin_end(self, grace: float) -> None:
@@ -449,12 +464,40 @@ class System:
         for booted in (*self._arrived.values(), *(remote.booted for remote in self._remotes.values())):
             if booted is not None:
                 booted.session.disown()
+        for remote in self._remotes.values():
+            if remote.link is not None:
+                remote.link.disown()
+
+
+class System(Head):
+    """A system of the user's program, and its head in a thread. Any thread may call its methods."""
+
+    def __init__(self) -> None:
+        from rmpi.places.control import Control
+        from rmpi.places.member import Member  # late: it imports NumPy, which a head does not need
+
+        super().__init__(secrets.token_bytes(KEY_SIZE), guest=True)
+        self._serve()
+        cores = len(os.sched_getaffinity(0))
+        enrolled = self._directory.enrol_main(cores, memory_of_machine(), os.getpid())
+        self._thread = threading.Thread(target=self._run, name="rmpi head", daemon=True)
+        self.member = Member(Control(self._node.adopt(enrolled)))
+        self._thread.start()
+
+    def close(self, grace: float = GRACE) -> None:
+        """End all places and nodes: they are asked to, and after the grace they are killed."""
+        if self._over.is_set():
+            return
+        self.member.close()
+        self._loop.post(partial(self._begin_end, grace))
+        self._over.wait(grace + STOP_LIMIT + 1.0)
+        self._thread.join(STOP_LIMIT)
+        self._let_go()
+
+    def disown(self) -> None:
+        """Besides, it is not this member of the system."""
+        super().disown()
         self.member.disown()
-
-
-def _address(booted: Booted, order: AddNode) -> str:
-    """Where a node's door is. One of this machine need not be found from elsewhere (see `directory`)."""
-    return booted.address if order.host else LOOPBACK
 
 
 def _host(order: AddNode) -> HostSpec:
@@ -475,6 +518,8 @@ _system: System | None = None
 def system_of_this_process() -> System:
     """The system whose head this process is; it is begun if there was none."""
     global _system
+    from rmpi.places import membership
+
     with _lock:
         if _system is None:
             _system = System()
@@ -496,6 +541,9 @@ def shutdown(grace: float = GRACE) -> None:
     Raises:
         UsageError: This process is a place, whose system is another program's.
     """
+    from rmpi.places import membership
+    from rmpi.places.member import Member
+
     if _system is None and isinstance(membership.current(), Member):
         raise UsageError("this place's system is another program's: Node.shutdown ends a node, Place.kill a place")
     _end_system(grace)
@@ -506,6 +554,8 @@ def _end_system(grace: float = GRACE) -> None:
     with _lock:
         system, _system = _system, None
     if system is not None:
+        from rmpi.places import membership
+
         membership.unregister(system.member)
         system.close(grace)
 
@@ -517,7 +567,6 @@ def _disown() -> None:
     global _system, _lock
     system, _system, _lock = _system, None, threading.Lock()
     if system is not None:
-        membership.unregister(system.member)
         system.disown()
 
 

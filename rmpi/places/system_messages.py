@@ -8,8 +8,8 @@ They are packed and checked like those of a job (`rmpi.places.messages`), of whi
                         Record
     head → place        Enrolled  Answer  Declined  PlaceAt  PlaceDown  PlaceGone  PlaceShown  EndpointGone
     place host ⇄ head   RunThread  StopThread  ThreadEnded
-    head → node         Serve  Start  EndpointGone  RelayTo
-    node → head         Serving  Running
+    head → node         Serve  Start  EndpointGone  RelayTo; and to that of a guest, Enrolled
+    node → head         Serving  Running; and that of a guest, Attach
 
 What has a ``number`` is a request: its place numbers them, and gets an `Answer` or is `Declined`. Optional things are
 empty when they are not there; a ``rule`` says what follows when something has ended (`rmpi.places.supervisor.Rule`).
@@ -28,6 +28,9 @@ LOCAL = 0
 """The number of the node that a system's head is itself, on its own machine."""
 
 ANY_NODE = -1
+
+GUEST = 0
+"""In place of both endpoints, at a door: somebody wants to join the system. No endpoint has that number."""
 
 # ------------------------------------------------------------------------------------ place → head
 
@@ -378,3 +381,18 @@ class RelayTo(Message):
 
     endpoint: int
     peer: int
+
+
+@register(166)
+class Attach(Message):
+    """What a process says first that has come in by the door to join. Answered by `Serve` and `Enrolled`, or `Refused`.
+
+    ``door`` is where it came in, as it sees that: an address and a port. ``python`` is its version, ``"3.11"``.
+    """
+
+    host: str
+    pid: int
+    cores: int
+    memory: int
+    python: str
+    door: tuple[str, int]

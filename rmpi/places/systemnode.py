@@ -25,7 +25,7 @@ from rmpi.places.outpost import Outpost, PlaceStarts
 from rmpi.places.processes import become_subreaper, kill_descendants, kill_groups
 from rmpi.places.router import HEAD, CameIn, NodeSaid, PlaceExited, PlaceSaid
 from rmpi.places.spawnerprocess import SpawnerProcess
-from rmpi.places.system_messages import Enrolled, NotStarted, Serve, Serving, Start
+from rmpi.places.system_messages import GUEST, Enrolled, NotStarted, Serve, Serving, Start
 
 HOSTING_MODULE = "rmpi.places.hosting"
 """What every place that is no command imports; the spawner does it once for all of them."""
@@ -44,14 +44,21 @@ class SystemNode(Node):
         spared: Callable[[], frozenset[int]] = frozenset,
         *,
         guest: bool = False,
+        admit: Callable[[socket.socket], None] | None = None,
     ) -> None:
-        """A node that serves nobody yet. The arguments are those of `Node`."""
+        """A node that serves nobody yet. The other arguments are those of `Node`.
+
+        Args:
+            admit: Takes connections of those who want to join the system; None: they are turned away.
+        """
         super().__init__(loop, outside, spared, guest=guest)
+        self._admit = admit
         self._outpost: Outpost | None = None
         self._order: Serve | None = None
         self._starting: list[Start] = []  # until the spawner is up
         self._spawner_is_up = False
         self._adopted: set[int] = set()
+        self._closing = False
 
     # ------------------------------------------------------------------------------- beginning
 
@@ -162,6 +169,9 @@ class SystemNode(Node):
         self.act(self._outpost.step(event))
 
     def _came_in(self, sock: socket.socket, source: int, destination: int) -> None:
+        if destination == GUEST and source == GUEST and self._admit is not None:
+            self._admit(sock)
+            return
         self._connections[sock.fileno()] = sock
         self.step(CameIn(sock.fileno(), source, destination))
 
@@ -169,7 +179,9 @@ class SystemNode(Node):
         self._outside.send(HEAD, message)
 
     def _relayed_all(self) -> None:
-        """More may come: a node of a system does not end of itself."""
+        """More may come: a node of a system does not end of itself, unless it closes up."""
+        if self._closing:
+            self._finish()
 
     def signal_place(self, order: SignalPlace) -> None:
         """Send a signal to a place and what it started."""
@@ -201,6 +213,11 @@ class SystemNode(Node):
             self._adopted.discard(place.endpoint)
             del self._places[place.endpoint]
             self.step(PlaceExited(place.endpoint, 0))
+
+    def close_up(self) -> None:
+        """There is no place here any more. `Outside.gone` follows, when what it has said is where it belongs."""
+        self._closing = True
+        self._finish()
 
     def _settled(self, place: NodePlace) -> None:
         del self._places[place.endpoint]

@@ -689,6 +689,10 @@ class Endpoint:
         """About how many peers there are."""
         return len(self._peers.known)
 
+    def peers(self) -> list[int]:
+        """Those it has had to do with, connected or not, and itself not among them. Within progress."""
+        return [ident for ident in self._peers.known if ident != self.ident]
+
     def media(self) -> dict[int, str]:
         """The medium by which each connected peer is reached."""
         with self._exclusively():

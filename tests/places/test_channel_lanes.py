@@ -105,6 +105,25 @@ def test_messages_of_all_kinds_there_and_back(options):
     assert talk(echo, client, **options) == [(0, 101, 0, 0), (101, 101, 0, 0)]
 
 
+def test_a_large_message_that_lands_late_is_answered_where_it_came_from():
+    """It comes to rest in the long way, after the port has told of another one."""
+
+    def server(mailbox):
+        for _ in range(40):
+            message, reply = mailbox.receive(timeout=20)
+            reply.put(len(message))
+
+    def client(channel):
+        others = [LoneMember(channel.endpoint).channel_to(SERVER, BOX) for _ in range(4)]
+        for number in range(40):
+            each = others[number % 4]
+            size = 1 << (22 if number % 2 else 4)
+            each.put(bytes(size + number))
+            assert each.get(timeout=20) == size + number
+
+    talk(server, client)
+
+
 def test_a_stream_keeps_its_order_whichever_way_messages_take():
     count = 700
 
