@@ -670,10 +670,10 @@ class Directory:
         if entry.stopping:
             others = self._carry_out(self._groups.leave(entry.number, self._now))
             return [*self._gone(entry, end, status), *others]
-        if node.state == "down":  # it is started again with its node
-            return self._down(entry, end, status)
         if entry.number in self._groups:
             return self._ended_in_group(entry, end, status)
+        if node.state == "down":  # it is started again with its node
+            return self._down(entry, end, status)
         match entry.supervisor.step(end, self._now):
             case Restart() if node.state == "gone":
                 return self._gone(entry, end, status, "on_final_fail")
@@ -703,13 +703,12 @@ class Directory:
 
     def _ended_in_group(self, entry: PlaceEntry, end: End, status: int) -> list[Action]:
         """A place has ended on which others may depend."""
-        steps = self._groups.ended(entry.number, end, self._now)
-        lost = next((step for step in steps if isinstance(step, LosePlace)), None)
-        if lost is None:
-            actions = self._down(entry, end, status)
-        else:
-            actions = self._gone(entry, End(end.code or 1, lost.reason), status, "on_final_fail")
-        return [*actions, *self._carry_out(steps)]
+        entry.due = math.inf  # others may have to end first
+        final = self._nodes[entry.node].state == "gone"
+        steps = self._groups.ended(entry.number, end, self._now, final=final)
+        lost = LosePlace in [type(step) for step in steps if step.place == entry.number]
+        down = self._down(entry, end, status)
+        return [*([] if lost else down), *self._carry_out(steps)]
 
     def _carry_out(self, steps: Iterable[Step]) -> list[Action]:
         """Stop and start places for the sake of others of their group."""
@@ -721,10 +720,12 @@ class Directory:
                     kill = Alarm(("kill", entry.endpoint), self._now + STOP_GRACE)
                     actions += [*self._stop(entry, SIGTERM), kill]
                 case StopPlace() if entry is not None:
-                    entry.due = math.inf
                     actions += self._ended_in_group(entry, End(0, "it was about to start"), 0)
                 case StartPlace(_, at) if entry is not None:
                     actions.append(self._start_at(entry, at))
+                case LosePlace(_, reason) if entry is not None and entry.state == "down":
+                    assert isinstance(entry.last, PlaceDown)
+                    actions += self._gone(entry, End(1, reason), entry.last.status, "on_final_fail")
         return actions
 
     def _down(self, entry: PlaceEntry, end: End, status: int) -> list[Action]:
@@ -789,15 +790,14 @@ class Directory:
             return [Post(number, Stop())] if node.state == "ending" else []
         if what == "kill":
             return [Post(node_of(number), SignalPlace(number, SIGKILL))] if number in self._behind else []
+        entry = self._places.get(number)
         if what == "orphan":
-            orphan = self._places.get(number)
-            return self._end_place(orphan, SIGKILL) if orphan is not None and orphan.state != "gone" else []
-        entry = self._places[number]
-        return self._launch_again(entry) if entry.state == "down" and entry.due <= self._now else []
+            return self._end_place(entry, SIGKILL) if entry is not None and entry.state != "gone" else []
+        return self._launch_again(entry) if entry is not None and entry.state == "down" else []
 
     def _launch_again(self, entry: PlaceEntry) -> list[Action]:
-        """Restart a place, unless its node is not there: then it is restarted with that."""
-        if self._nodes[entry.node].state != "up":
+        """Restart a place if it is time, and its node is there: else it is restarted then."""
+        if entry.due > self._now or self._nodes[entry.node].state != "up":
             return []
         entry.restarts += 1
         return self._launch(entry)
@@ -1108,7 +1108,8 @@ class Directory:
         waiting, node.ending = node.ending, []
         actions = self._decline(asked, "PeerLost", f"{node.label} was ended before it was up")
         for entry in self._at_node(node):
-            actions += self._ended_place(entry, End(1, why), LOST)
+            if entry.state != "gone":  # with another one of its group
+                actions += self._ended_place(entry, End(1, why), LOST)
         return [*actions, *(action for each in waiting for action in self._answer(each))]
 
     def _at_node(self, node: NodeEntry) -> list[PlaceEntry]:

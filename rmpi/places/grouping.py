@@ -78,16 +78,19 @@ class Groups:
         if place in self._group_of:
             self._group_of[place].started(str(place), now)
 
-    def ended(self, place: int, end: End, now: float) -> list[Step]:
-        """What follows from the end of a place; for the others of its group too."""
+    def ended(self, place: int, end: End, now: float, *, final: bool = False) -> list[Step]:
+        """What follows from the end of a place, for it and for the others of its group.
+
+        Args:
+            final: It cannot be started again, whatever its rule says.
+        """
         group = self._group_of[place]
-        steps = _steps(group.step(str(place), end, now))
-        if group.is_gone(str(place)) and not any(isinstance(step, LosePlace) for step in steps):
-            steps.append(LosePlace(place, end.cause))
-        for step in steps:
-            if isinstance(step, LosePlace):
-                self._group_of.pop(step.place, None)
-        return steps
+        steps = _steps(group.lose(str(place), now) if final else group.step(str(place), end, now))
+        reason = next((step.reason for step in steps if isinstance(step, LosePlace)), end.cause)
+        lost = [each for each, its in self._group_of.items() if its is group and group.is_gone(str(each))]
+        for each in lost:
+            del self._group_of[each]
+        return [*(LosePlace(each, reason) for each in lost), *(s for s in steps if not isinstance(s, LosePlace))]
 
 
 def _steps(actions: Iterable[GroupAction]) -> list[Step]:

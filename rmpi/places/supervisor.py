@@ -438,6 +438,12 @@ class Group:
         self._children.remove(self._by_name.pop(child))
         return self._starts(now)
 
+    def lose(self, child: str, now: float) -> list[GroupAction]:
+        """A child has ended and cannot be started again, whatever its rule says."""
+        ended = self._by_name[child]
+        ended.state = "gone"
+        return self._stops(ended, None) + self._starts(now)
+
     def started(self, child: str, now: float) -> None:
         """A child runs, as it was told to."""
         self._by_name[child].supervisor.started(now)

@@ -28,6 +28,7 @@ from rmpi.places.directory import (
     Shown,
     Tell,
 )
+from rmpi.places.grouping import STOP_GRACE
 from rmpi.places.messages import (
     SERIAL_BITS,
     Carried,
@@ -76,6 +77,7 @@ from rmpi.places.system_messages import (
     StopThread,
     Survey,
     ThreadEnded,
+    Unite,
     Withdraw,
     unpack_values,
 )
@@ -803,6 +805,139 @@ def test_the_host_is_nobody_s_to_restart(stage):
     assert len(stage.posted(Start)) == 1
 
 
+# -- groups -------------------------------------------------------------------------------------------------
+
+
+def united(stage, strategy, *places):
+    assert stage.outcome(stage.asks(PROGRAM, Unite, strategy, places)) == ()
+
+
+def comes_back(stage, place):
+    """Its alarm goes off, and it runs again; its new endpoint."""
+    stage.happens(Due(("place", place)))
+    ((_, start),) = stage.posted(Start)
+    assert unpack(start.enrolled).place == place
+    stage.runs(start.endpoint)
+    stage.says(start.endpoint, Started(0))
+    return start.endpoint
+
+
+def test_those_behind_are_stopped_and_started_in_order(stage):
+    (a, _), (b, at_b), (c, at_c), (d, at_d) = [stage.place(rule=ALWAYS) for _ in range(4)]
+    united(stage, "rest_for_one", a, b, c)
+    stage.exits(at_b, 1)
+    assert stage.heard() == [PlaceDown(b, "exit status 1", 1)]
+    assert [each for each in stage.did() if not isinstance(each, Post) or isinstance(each.message, SignalPlace)] == [
+        Post(LOCAL, SignalPlace(at_c, SIGTERM)),
+        Alarm(("kill", at_c), stage.now + STOP_GRACE),
+    ]
+    stage.happens(Due(("place", b)))
+    assert stage.did() == []
+    stage.exits(at_c, -SIGTERM)
+    assert stage.did(Alarm) == [Alarm(("place", b), stage.now), Alarm(("place", c), stage.now)]
+    assert stage.heard() == [PlaceDown(c, "killed by SIGTERM", -SIGTERM)]
+    comes_back(stage, b)
+    comes_back(stage, c)
+    assert [type(each) for each in stage.heard()] == [PlaceAt, PlaceAt]
+    assert d
+    assert at_d in stage.directory._behind
+
+
+def test_one_of_a_group_takes_too_long_to_end(stage):
+    (a, at_a), (b, at_b) = [stage.place(rule=ALWAYS) for _ in range(2)]
+    united(stage, "one_for_all", a, b)
+    stage.exits(at_a, 1)
+    stage.did()
+    stage.happens(Due(("kill", at_b)))
+    assert stage.did() == [Post(LOCAL, SignalPlace(at_b, SIGKILL))]
+    stage.exits(at_b, -SIGKILL)
+    stage.did()
+    stage.happens(Due(("kill", at_b)))
+    assert stage.did() == []
+
+
+def test_one_of_a_group_is_given_up_and_takes_the_others_along(stage):
+    a, at_a = stage.place(rule=restart_every(1.0, retries=0).rule)
+    b, at_b = stage.place(rule=ALWAYS)
+    united(stage, "one_for_all", a, b)
+    stage.exits(at_a, 1)
+    (gone,) = stage.heard()
+    assert gone == PlaceGone(a, "exit status 1, and no restart is allowed", 1, True, "on_final_fail")
+    stage.exits(at_b, -SIGTERM)
+    assert stage.heard() == [PlaceGone(b, "killed by SIGTERM", -SIGTERM, True, "on_final_fail")]
+    assert [each.key for each in stage.did(Alarm)] == [("kill", at_b)]
+
+
+def test_a_group_is_given_up_while_one_of_it_waits_for_another(stage):
+    a, at_a = stage.place(rule=restart_every(1.0, retries=0).rule)
+    (b, at_b), (c, at_c) = [stage.place(rule=ALWAYS) for _ in range(2)]
+    united(stage, "rest_for_one", a, b, c)
+    stage.exits(at_b, 1)
+    stage.exits(at_a, 1)
+    ends = [each for each in stage.heard() if isinstance(each, PlaceGone)]
+    assert {each.place: each.then for each in ends} == {a: "on_final_fail", b: "on_final_fail"}
+    stage.exits(at_c)
+    assert [each.place for each in stage.heard() if isinstance(each, PlaceGone)] == [c]
+    stage.did()
+    for place in (a, b, c):
+        stage.happens(Due(("place", place)))
+    assert stage.did() == []
+
+
+def test_one_of_a_group_is_ended_on_purpose_and_the_others_go_on(stage):
+    (a, at_a), (b, at_b) = [stage.place(rule=ALWAYS) for _ in range(2)]
+    united(stage, "one_for_all", a, b)
+    stage.asks(PROGRAM, Kill, a, SIGTERM)
+    stage.exits(at_a, -SIGTERM)
+    assert [each.place for each in stage.heard() if isinstance(each, PlaceGone)] == [a]
+    stage.did()
+    stage.exits(at_b, 1)
+    assert stage.did(Alarm) == [Alarm(("place", b), stage.now)]
+    comes_back(stage, b)
+
+
+def test_the_node_of_one_of_a_group_is_lost_for_good(stage):
+    a, _ = stage.place(stage.node(), rule=ALWAYS)
+    b, at_b = stage.place(rule=ALWAYS)
+    united(stage, "rest_for_one", a, b)
+    stage.happens(Lost(1, "cut off", expected=False))
+    assert stage.heard() == [PlaceGone(a, "cut off", LOST, True, "on_final_fail")]
+    assert (LOCAL, SignalPlace(at_b, SIGTERM)) in stage.posted(SignalPlace)
+    stage.exits(at_b, -SIGTERM)
+    assert [type(each) for each in stage.heard()] == [PlaceGone]
+
+
+def test_a_group_comes_back_with_the_node_of_one_of_it(stage):
+    node = stage.node(rule=ALWAYS)
+    a, _ = stage.place(node, rule=ALWAYS)
+    b, at_b = stage.place(rule=ALWAYS)
+    united(stage, "rest_for_one", a, b)
+    stage.happens(Lost(node, "cut off", expected=False))
+    stage.happens(Due(("node", node)))
+    stage.boots(node)
+    assert stage.posted(Start) == []
+    stage.exits(at_b, -SIGTERM)
+    comes_back(stage, a)
+    comes_back(stage, b)
+
+
+def test_what_cannot_be_a_group(stage):
+    (a, at_a), (b, _), (c, _) = [stage.place(rule=ALWAYS) for _ in range(3)]
+    plain, _ = stage.place()
+    united(stage, "one_for_one", c)
+    for strategy, places, told in [
+        ("one_for_all", (a, 99), "a group is made of places that run, each once"),
+        ("one_for_all", (a, a), "a group is made of places that run, each once"),
+        ("one_for_all", (), "a group has one place at least"),
+        ("one_for_all", (b, c), "1 of these places are in another group already"),
+        ("one_for_none", (a, b), "a group is one_for_one, one_for_all, rest_for_one, not 'one_for_none'"),
+    ]:
+        assert stage.outcome(stage.asks(PROGRAM, Unite, strategy, places)).text == told
+    assert "needs restart=True" in stage.outcome(stage.asks(PROGRAM, Unite, "one_for_all", (a, plain))).text
+    stage.exits(at_a, 1)
+    assert "places that run" in stage.outcome(stage.asks(PROGRAM, Unite, "one_for_all", (a, b))).text
+
+
 # -- nodes --------------------------------------------------------------------------------------------------
 
 
@@ -1253,6 +1388,7 @@ requests = st.one_of(
     st.builds(Find, number, nodes, names),
     st.builds(Survey, number, nodes),
     st.builds(Kill, number, places, st.sampled_from([0, 9, 15])),
+    st.builds(Unite, number, st.sampled_from(["one_for_all", "rest_for_one"]), st.lists(places, max_size=3).map(tuple)),
     st.builds(Withdraw, st.integers(0, 5)),
     st.builds(Follow, places),
 )
@@ -1275,6 +1411,7 @@ verbs = st.one_of(
     st.tuples(st.just("begins"), whom, st.just(0)),
     st.tuples(st.just("ends"), whom, st.sampled_from([0, 1, -9])),
     st.tuples(st.just("was shown"), whom, st.none()),
+    st.tuples(st.just("unites"), whom, st.sampled_from(["one_for_all", "rest_for_one", "one_for_one"])),
     st.tuples(st.just("carries"), whom, endpoints),
     st.tuples(st.just("wants no more"), whom, endpoints),
     st.tuples(st.just("babbles"), whom, st.binary(max_size=3)),
@@ -1311,6 +1448,10 @@ class Play(Stage):
                 self.exits(endpoint, what)
             case "was shown":
                 self.happens(Shown(self._speaker(who)))
+            case "unites":
+                able = [each for each in self.directory._places.values() if each.supervisor.rule.then is Then.RESTART]
+                up = tuple(each.number for each in able if each.state == "up")
+                self.says(PROGRAM, Unite(next(self._numbers), what, up[: 2 + who % 3]))
             case "carries":
                 self.happens(Heard(node_of(what), Carry(what, self._speaker(who), b"x")))
             case "wants no more":
