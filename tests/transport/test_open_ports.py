@@ -397,11 +397,14 @@ def test_a_signal_that_raises_wakes_who_dozes_and_nothing_is_lost(served):
     def interrupt(*_):
         raise KeyboardInterrupt
 
+    def doze_until_then():
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        doze(server)
+
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.01)
         with pytest.raises(KeyboardInterrupt):
-            doze(server)
+            doze_until_then()
     finally:
         signal.signal(signal.SIGALRM, before)
     client.put("hello", SERVER)
