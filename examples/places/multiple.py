@@ -44,22 +44,22 @@ def sleeper(_mailbox: places.Mailbox) -> None:
 
 
 def main() -> None:
-    with places.create_node() as node:
-        bank = Bank.at(node)
+    node = places.here()
+    bank = Bank.at(node)
 
-        def greet() -> None:
-            print("Hello from every-seconds")
+    def greet() -> None:
+        print("Hello from every-seconds")
 
-        def use_bank() -> None:
-            print(bank.new_account("user0"))
-            print(bank.add("user0", 10))
-            print(bank.remove("user0", 5))
+    def use_bank() -> None:
+        print(bank.new_account("user0"))
+        print(bank.add("user0", 10))
+        print(bank.remove("user0", 5))
 
-        with places.MessageRouter(places.every(3.3 * UNIT, greet), places.after(2 * UNIT, use_bank)):  # in a thread
-            node.spawn("multiple:sleeper", restart=places.restart_every(UNIT))
-            workers = [node.spawn("multiple:worker", greetings) for greetings in (5, 7, 9)]
-            for each in workers:
-                each.wait()
+    with places.MessageRouter(places.every(3.3 * UNIT, greet), places.after(2 * UNIT, use_bank)):  # in a thread
+        node.spawn("multiple:sleeper", restart=places.restart_every(UNIT))
+        workers = [node.spawn("multiple:worker", greetings) for greetings in (5, 7, 9)]
+        for each in workers:
+            each.wait()
 
 
 if __name__ == "__main__":

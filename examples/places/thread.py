@@ -18,11 +18,10 @@ from rmpi import places
 
 
 def main() -> None:
-    with places.create_node() as node:
-        bank = Bank.at(node, kind="thread")
-        print(bank.new_account("user0"))
-        print(bank.add("user0", 10))
-        print(bank.remove("user0", 5))
+    bank = Bank.at(places.here(), kind="thread")
+    print(bank.new_account("user0"))
+    print(bank.add("user0", 10))
+    print(bank.remove("user0", 5))
 
 
 if __name__ == "__main__":
