@@ -14,6 +14,8 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -395,8 +397,10 @@ def test_a_place_spawns_places_and_hears_that_they_have_begun(fleet, other):
     with fleet["plain"].spawn(row_places.spawn_there, other) as place:
         said, channel = place.get(SOON)
         assert said == "from a place"
-        assert other.status().places[-1].name == "child"
         channel.close()
+    child = other.status().places[-1]  # who spawned it has ended
+    assert (child.name, child.state) == ("child", "up")
+    os.kill(child.pid, signal.SIGKILL)
 
 
 def test_a_place_finds_names_on_nodes_it_has_not_heard_of(fleet, other):
@@ -434,6 +438,31 @@ def test_a_typed_channel_gives_the_first_of_a_kind_and_keeps_the_others_in_order
     assert kinds.get("tuple", SOON) == ("tuple", 1)
     assert kinds.get("tuple", SOON) == {"type": "tuple", "n": 3}
     assert [theirs.get(SOON), theirs.get(SOON)] == ["plain", ("tuple", 4)]
+
+
+# The end of the program.
+
+
+def test_when_the_program_is_killed_its_nodes_and_places_end_with_it(tmp_path):
+    program = """
+        import os, signal
+        from rmpi import places
+        places.create_node()
+        ended = [node.spawn_command(["sleep", "100"], restart=True).pid for node in places.nodes()]
+        print(*ended, *[node.status().pid for node in places.nodes()[1:]], flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    words = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) == 3
+    left = []
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            left.append(psutil.Process(pid))
+    _, alive = psutil.wait_procs(left, SOON)
+    assert alive == []
 
 
 # Logs.
