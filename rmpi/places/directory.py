@@ -25,11 +25,31 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
 from rmpi.errors import UsageError, WireError
+from rmpi.places.books import (
+    MAIN,
+    SIGKILL,
+    SIGTERM,
+    Action,
+    Alarm,
+    Boot,
+    Booted,
+    Due,
+    Event,
+    Heard,
+    Log,
+    Lost,
+    NodeEntry,
+    NotBooted,
+    PlaceEntry,
+    Post,
+    Shown,
+    Tell,
+)
+from rmpi.places.crossings import Crossings
 from rmpi.places.ends import End, end_of
 from rmpi.places.grouping import STOP_GRACE, Groups, LosePlace, StartPlace, Step, StopPlace
 from rmpi.places.messages import (
@@ -38,11 +58,9 @@ from rmpi.places.messages import (
     Carry,
     Connect,
     Crashed,
-    Dial,
     Exited,
     FromPlace,
     Message,
-    NoLink,
     Signal,
     SignalPlace,
     Stop,
@@ -52,7 +70,6 @@ from rmpi.places.messages import (
     unpack,
 )
 from rmpi.places.router import node_of
-from rmpi.places.routes import PATIENCE
 from rmpi.places.supervisor import Call, GiveUp, Nothing, Plain, Restart, Rule, Supervisor, Then
 from rmpi.places.system_messages import (
     ANY_NODE,
@@ -73,7 +90,6 @@ from rmpi.places.system_messages import (
     PlaceGone,
     PlaceShown,
     Record,
-    RelayTo,
     Running,
     RunThread,
     Spawn,
@@ -87,11 +103,6 @@ from rmpi.places.system_messages import (
     pack_values,
 )
 
-MAIN = 1
-"""The number of the user's program as a place, and the serial number of its endpoint on the head's node."""
-
-SIGTERM, SIGKILL = 15, 9
-
 REMEMBERED = 1000
 """Places that have ended, the oldest of which is forgotten for the next."""
 
@@ -100,202 +111,6 @@ LOST = -SIGKILL
 
 ORPHAN_GRACE = 2.0
 """Seconds between SIGTERM and SIGKILL for a place whose guest is gone."""
-
-
-# ------------------------------------------------------------------------------------------ events
-
-
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """A node said something, or passed it on."""
-
-    node: int
-    message: Message
-
-
-@dataclass(frozen=True, slots=True)
-class Booted:
-    """A node is up and serves. ``door`` is where its places can be reached; port 0 if they cannot."""
-
-    node: int
-    host: str
-    door: tuple[str, int]
-    pid: int
-    cores: int
-    memory: int
-
-
-@dataclass(frozen=True, slots=True)
-class NotBooted:
-    """A node could not be started."""
-
-    node: int
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """A node is gone; ``expected`` if it was told to end."""
-
-    node: int
-    why: str
-    expected: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """All that was written from behind an endpoint that has ended was shown."""
-
-    endpoint: int
-
-
-@dataclass(frozen=True, slots=True)
-class Due:
-    """An alarm goes off."""
-
-    key: tuple[str, int]
-
-
-Event = Heard | Booted | NotBooted | Lost | Shown | Due
-
-
-# ----------------------------------------------------------------------------------------- actions
-
-
-@dataclass(frozen=True, slots=True)
-class Post:
-    """Send a message to a node."""
-
-    node: int
-    message: Message
-
-
-@dataclass(frozen=True, slots=True)
-class Boot:
-    """Start a node. Answered by `Booted` or `NotBooted`."""
-
-    node: int
-    order: AddNode
-
-
-@dataclass(frozen=True, slots=True)
-class Alarm:
-    """Come back with `Due` at that time."""
-
-    key: tuple[str, int]
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Log:
-    """A record of logging, for the logging of the head's process."""
-
-    label: str
-    node: str
-    record: Record
-
-
-@dataclass(frozen=True, slots=True)
-class Tell:
-    """A text for the user."""
-
-    text: str
-
-
-Action = Post | Boot | Alarm | Log | Tell
-
-
-# ---------------------------------------------------------------------------------------- the books
-
-
-@dataclass(slots=True)
-class NodeEntry:
-    """A node.
-
-    Attributes:
-        asked: Who waits for it: an endpoint, and the number of its request; None once that was answered.
-        requested: The same, for good.
-        state: "booting", "up", "down" (lost, and to be booted again), "ending", "gone".
-        serials: Numbers for endpoints; never used twice, whatever becomes of the node.
-        host: The place that runs its threads; 0 if there is none.
-        ending: Who waits for its end.
-        came_by: Of a guest: the door of the head by which it came, as it sees that.
-    """
-
-    number: int
-    label: str
-    order: AddNode | None
-    owner: int
-    asked: tuple[int, int] | None
-    requested: tuple[int, int] | None
-    supervisor: Supervisor | None
-    state: str = "booting"
-    machine: str = ""
-    door: tuple[str, int] = ("", 0)
-    pid: int = 0
-    cores: int = 1
-    memory: int = 1 << 30
-    serials: Iterable[int] = field(default_factory=lambda: itertools.count(MAIN + 1))
-    host: int = 0
-    ending: list[tuple[int, int]] = field(default_factory=list)
-    came_by: tuple[str, int] | None = None
-
-    @property
-    def is_guest(self) -> bool:
-        """It is a process that has joined from outside: nothing can be started there."""
-        return self.came_by is not None
-
-    @property
-    def route(self) -> str:
-        """Which ways data may go to and from its places; see `routes`."""
-        return self.order.route if self.order is not None else "auto"
-
-    @property
-    def is_here(self) -> bool:
-        """It is on the head's machine. Doors there are found only from there, and by guests."""
-        return not self.is_guest and (self.order is None or not self.order.host)
-
-
-@dataclass(slots=True)
-class PlaceEntry:
-    """A place.
-
-    Attributes:
-        asked: Who waits for it: an endpoint, and the number of its request; None once that was answered.
-        requested: The same, for good.
-        state: "starting", "up", "down" (has ended, and is to be restarted), "gone".
-        begun: Its call has; it is up when, besides, its process is known.
-        stopping: Somebody has ended it on purpose: it is not restarted.
-        signal: What it is to be stopped with, should it start all the same.
-        restarts: How often it was.
-        due: When it is to be restarted; before, alarms mean nothing any more.
-        cause: Why it has ended, if it is known better than by its exit status.
-        followers: Endpoints that hear of what becomes of it.
-    """
-
-    number: int
-    node: int
-    order: Spawn
-    asked: tuple[int, int] | None
-    requested: tuple[int, int] | None
-    owner: int
-    supervisor: Supervisor
-    label: str
-    endpoint: int = 0
-    pid: int = 0
-    state: str = "starting"
-    begun: bool = False
-    stopping: bool = False
-    signal: int = SIGTERM
-    restarts: int = 0
-    due: float = -math.inf
-    cause: str = ""
-    followers: set[int] = field(default_factory=set)
-    last: PlaceDown | PlaceGone | None = None
-
-    @property
-    def is_thread(self) -> bool:
-        return self.order.kind == "thread"
 
 
 class Directory:
@@ -310,7 +125,6 @@ class Directory:
 
     def __init__(self, system: int, key: bytes, host: str, label: str = "") -> None:
         self.system = system
-        self._key = key
         self._places: dict[int, PlaceEntry] = {}
         self._place_numbers = itertools.count(MAIN + 1)
         self._behind: dict[int, set[int]] = {}  # the places behind each endpoint
@@ -322,10 +136,8 @@ class Directory:
         self._nodes: dict[int, NodeEntry] = {}
         self._node_numbers = itertools.count(LOCAL + 1)
         self._nodes[LOCAL] = NodeEntry(LOCAL, label or host, None, 0, None, None, None, "up", host)
-        self._barred: dict[tuple[int, int], str] = {}  # nodes whose places cannot dial the other's, and why
-        self._relayed: dict[tuple[int, int], set[int]] = {}  # pairs of endpoints; of which of them nothing is wanted
+        self._crossings = Crossings(key, self._nodes, self._is_there, self._to)
         self._groups = Groups()
-        self._announced: set[tuple[int, int]] = set()  # nodes whose detour was
         self._now = 0.0
 
     @property
@@ -403,9 +215,9 @@ class Directory:
             case Running(endpoint, pid) if node_of(endpoint) == node:
                 return self._running(endpoint, pid)
             case Carry(source, destination) if node_of(source) == node:
-                return [Post(node_of(destination), message)] if self._is_relayed(source, destination) else []
+                return [Post(node_of(destination), message)] if self._crossings.relays(source, destination) else []
             case Carried(source, destination, count) if node_of(destination) == node:
-                return self._carried(source, destination, count)
+                return self._crossings.carried(source, destination, count)
         raise WireError(f"node {node} may not say {type(message).__name__}")
 
     def _place_said(self, endpoint: int, message: Message) -> list[Action]:
@@ -414,9 +226,9 @@ class Directory:
             return []
         match message:
             case Connect(peer):
-                return self._connect(endpoint, peer)
+                return self._crossings.connect(endpoint, peer)
             case Unreachable(peer, why):
-                return self._unreachable(endpoint, peer, why)
+                return self._crossings.unreachable(endpoint, peer, why)
             case Started(place):
                 return [action for entry in self._of(endpoint, place) for action in self._begun(entry)]
             case NotStarted(place, error, text):
@@ -882,88 +694,8 @@ class Directory:
             actions += self._to(endpoint, PlaceShown(place))
         return actions
 
-    def _connect(self, endpoint: int, peer: int) -> list[Action]:
-        """A place wants a link to one of another node."""
-        if not self._is_there(peer):
-            return self._to(endpoint, EndpointGone(peer, "a place", "it has ended", True))
-        mine, theirs = self._nodes[node_of(endpoint)], self._nodes[node_of(peer)]
-        route = "direct" if "direct" in (mine.route, theirs.route) else "auto"
-        patience = PATIENCE[route]
-        if self._dials(mine, theirs):
-            return self._to(endpoint, Dial(peer, (_door(mine, theirs),), self._key, patience))
-        if self._dials(theirs, mine):
-            return self._to(peer, Dial(endpoint, (_door(theirs, mine),), self._key, patience))
-        if route == "direct":
-            return self._to(endpoint, NoLink(peer, self._why_not(mine, theirs)))
-        if self._is_relayed(endpoint, peer):
-            return []
-        self._relayed[_pair(endpoint, peer)] = set()
-        return [
-            Post(mine.number, RelayTo(endpoint, peer)),
-            Post(theirs.number, RelayTo(peer, endpoint)),
-            *self._announce_detour(mine, theirs),
-        ]
-
     def _is_there(self, endpoint: int) -> bool:
         return endpoint in self._behind or endpoint in self._members
-
-    def _dials(self, node: NodeEntry, other: NodeEntry) -> bool:
-        """Whether places of a node may find the door of another one, and are to."""
-        if "relay" in (node.route, other.route) or (node.number, other.number) in self._barred:
-            return False
-        return _door(node, other)[1] != 0
-
-    def _unreachable(self, endpoint: int, peer: int, why: str) -> list[Action]:
-        """A door was not to be reached; what was learnt holds for all places of the two nodes, in that direction."""
-        if self._is_there(peer):
-            self._barred.setdefault((node_of(endpoint), node_of(peer)), why)
-        return self._connect(endpoint, peer)
-
-    def _why_not(self, node: NodeEntry, other: NodeEntry) -> str:
-        return f"{self._barriers(node, other)}. With route='auto' their data would go through the nodes"
-
-    def _barriers(self, node: NodeEntry, other: NodeEntry) -> str:
-        """Why no place of the one can connect to the other, and the other way round."""
-        pairs = ((node.number, other.number), (other.number, node.number))
-        whys = [self._barred[pair] for pair in pairs if pair in self._barred]
-        return "; ".join(whys) or "neither node has a door for the other"
-
-    def _is_relayed(self, source: int, destination: int) -> bool:
-        return _pair(source, destination) in self._relayed
-
-    def _carried(self, source: int, destination: int, count: int) -> list[Action]:
-        """A pair is forgotten when it was said for both directions that nothing more is wanted, as `relay` does."""
-        pair = _pair(source, destination)
-        if pair not in self._relayed:
-            return []
-        if not count:
-            self._relayed[pair].add(source)
-        if len(self._relayed[pair]) == len(pair):
-            del self._relayed[pair]
-        return [Post(node_of(source), Carried(source, destination, count))]
-
-    def _announce_detour(self, node: NodeEntry, other: NodeEntry) -> list[Action]:
-        """Once for two nodes, unless that was asked for."""
-        pair = _pair(node.number, other.number)
-        if pair in self._announced or "relay" in (node.route, other.route) or (node.is_guest and other.is_guest):
-            return []
-        self._announced.add(pair)
-        why = self._barriers(node, other)
-        text = f"{node.label} and {other.label} cannot connect ({why}): their data goes through the nodes"
-        return [Tell(f"rmpi: {text}, which is slower")]
-
-    def _end_relays(self, endpoint: int) -> list[Action]:
-        """An endpoint is lost: whoever it was relayed to sees the end of its link."""
-        actions: list[Action] = []
-        for pair in [pair for pair in self._relayed if endpoint in pair]:
-            del self._relayed[pair]
-            peer = pair[0] + pair[1] - endpoint
-            if self._nodes[node_of(peer)].state in ("up", "ending"):
-                actions += [
-                    Post(node_of(peer), Carry(endpoint, peer, b"")),
-                    Post(node_of(peer), Carried(peer, endpoint, 0)),
-                ]
-        return actions
 
     # ----------------------------------------------------------------------------------- nodes
 
@@ -1061,7 +793,7 @@ class Directory:
         node.door, node.pid = ("", 0), 0
         actions: list[Action] = []
         for endpoint in [each for each in self._behind if node_of(each) == node.number]:
-            actions += self._end_relays(endpoint)
+            actions += self._crossings.end(endpoint)
             actions += self._endpoint_ended(endpoint, LOST, End(1, why))
         if restart:
             return [*actions, *self._restart_node(node, why)]
@@ -1072,8 +804,8 @@ class Directory:
     def _guest_left(self, node: NodeEntry, why: str) -> list[Action]:
         """A guest is gone. Of what it has started, what has a name stays, and what somebody else knows."""
         actions: list[Action] = []
-        for endpoint in sorted({each for pair in self._relayed for each in pair if node_of(each) == node.number}):
-            actions += self._end_relays(endpoint)
+        for endpoint in self._crossings.relayed_at(node.number):
+            actions += self._crossings.end(endpoint)
         for endpoint in [each for each in self._members if node_of(each) == node.number]:
             actions += self._endpoint_ended(endpoint, LOST, End(1, why))
         for other in [each for each in self._nodes.values() if each.order is not None and each.order.solo]:
@@ -1082,8 +814,7 @@ class Directory:
         for entry in [each for each in self._places.values() if node_of(each.owner) == node.number]:
             if self._is_orphan(entry):
                 actions += [*self._end_place(entry, SIGTERM), Alarm(("orphan", entry.number), self._now + ORPHAN_GRACE)]
-        self._barred = {pair: text for pair, text in self._barred.items() if node.number not in pair}
-        self._announced = {pair for pair in self._announced if node.number not in pair}
+        self._crossings.forget(node.number)
         del self._nodes[node.number]
         return actions
 
@@ -1122,11 +853,11 @@ class Directory:
         asked = (endpoint, number)
         if node == ANY_NODE:
             nodes = [each for each in self._nodes.values() if each.state != "gone" and not each.is_guest]
-            return self._answer(asked, [_node_row(each) for each in nodes if self._may_use(endpoint, each)])
+            return self._answer(asked, [each.row() for each in nodes if self._may_use(endpoint, each)])
         entry = self._nodes.get(node)
         if entry is None:
             return self._decline(asked, "UsageError", f"there is no node {node}")
-        return self._answer(asked, [_node_row(entry), *map(_place_row, self._at_node(entry))])
+        return self._answer(asked, [entry.row(), *(each.row() for each in self._at_node(entry))])
 
     def unshown(self, node: int) -> list[int]:
         """Endpoints of a node that have ended, and some of what was written there is still to be shown."""
@@ -1141,26 +872,6 @@ HOSTING = "from rmpi.places.hosting import main; main()"
 """What a place runs that is no command. It is code, and not that module by name, so that its ``__main__`` is empty."""
 
 NO_RULE: Plain = Rule(Then.NOTHING).to_plain()
-
-
-def _door(node: NodeEntry, other: NodeEntry) -> tuple[str, int]:
-    """Where places of a node find the door of another one; port 0: nowhere.
-
-    All doors of the head's machine are at one address. What guests call it, the one by which they came has told.
-    """
-    if node.came_by is not None and other.is_here:
-        address, port = node.came_by
-        return address, port if other.number == LOCAL else other.door[1]
-    return other.door if node.is_here or not other.is_here else ("", 0)
-
-
-def _pair(one: int, other: int) -> tuple[int, int]:
-    return min(one, other), max(one, other)
-
-
-def _without_burden(order: Spawn) -> Spawn:
-    """What is remembered of an order that is not carried out any more."""
-    return Spawn(order.number, order.node, order.name, order.kind, (), b"", 0, NO_RULE, {}, "", 0)
 
 
 KINDS = ("process", "thread", "command")
@@ -1182,17 +893,6 @@ def _last_line(text: str) -> str:
     return next((line for line in reversed(lines) if line[:1].strip()), lines[-1])
 
 
-def _node_row(node: NodeEntry) -> dict[str, Any]:
-    return {"node": node.number, "label": node.label, "host": node.machine, "state": node.state, "pid": node.pid}
-
-
-def _place_row(entry: PlaceEntry) -> dict[str, Any]:
-    return {
-        "place": entry.number,
-        "label": entry.label,
-        "name": entry.order.name,
-        "kind": entry.order.kind,
-        "state": entry.state,
-        "pid": entry.pid,
-        "restarts": entry.restarts,
-    }
+def _without_burden(order: Spawn) -> Spawn:
+    """What is remembered of an order that is not carried out any more."""
+    return Spawn(order.number, order.node, order.name, order.kind, (), b"", 0, NO_RULE, {}, "", 0)

@@ -17,7 +17,7 @@ from datetime import datetime
 from functools import partial
 
 from rmpi.errors import WireError
-from rmpi.places.directory import Heard, Log, Lost
+from rmpi.places.books import Heard, Log, Lost
 from rmpi.places.door import PATIENCE
 from rmpi.places.loop import Timer
 from rmpi.places.messages import Carried, Carry, Exited, FromPlace, Gone, Message, Refused

@@ -28,23 +28,10 @@ from pathlib import Path
 
 from rmpi.deadline import Deadline, now
 from rmpi.errors import LaunchError, UsageError, WireError
+from rmpi.places.books import Action, Alarm, Boot, Due, Event, Heard, Log, Lost, NotBooted, Post, Shown, Tell
+from rmpi.places.books import Booted as NodeBooted
 from rmpi.places.boot import Booted, boot_all
-from rmpi.places.directory import (
-    Action,
-    Alarm,
-    Boot,
-    Directory,
-    Due,
-    Event,
-    Heard,
-    Log,
-    Lost,
-    NotBooted,
-    Post,
-    Shown,
-    Tell,
-)
-from rmpi.places.directory import Booted as NodeBooted
+from rmpi.places.directory import Directory
 from rmpi.places.hosts import HostSpec, parse_host_list
 from rmpi.places.local import LOOPBACK, LocalBooter
 from rmpi.places.loop import Loop, Timer

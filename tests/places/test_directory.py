@@ -12,22 +12,8 @@ from hypothesis import strategies as st
 
 from rmpi.errors import WireError
 from rmpi.places import directory
-from rmpi.places.directory import (
-    LOST,
-    MAIN,
-    Alarm,
-    Boot,
-    Booted,
-    Directory,
-    Due,
-    Heard,
-    Log,
-    Lost,
-    NotBooted,
-    Post,
-    Shown,
-    Tell,
-)
+from rmpi.places.books import MAIN, Alarm, Boot, Booted, Due, Heard, Log, Lost, NotBooted, Post, Shown, Tell
+from rmpi.places.directory import LOST, Directory
 from rmpi.places.grouping import STOP_GRACE
 from rmpi.places.messages import (
     SERIAL_BITS,
