@@ -10,7 +10,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-from rmpi.errors import ChannelClosed, DeadlineExceeded, PeerLost
+from rmpi.errors import ChannelClosed, PeerLost
 from rmpi.places.selecting import Selector
 
 if TYPE_CHECKING:
@@ -59,13 +59,15 @@ class Attendant:
     def _serve(self, channel: Channel) -> None:
         """One message."""
         try:
-            channel.handle()
-        except DeadlineExceeded:  # another thread was quicker
-            pass
+            call = channel.next_call()
         except (PeerLost, ChannelClosed) as error:
             if channel.over:
                 _LOG.debug("%r is attended no more: %s", channel, error)
                 neglect(channel)
+            return
+        try:
+            if call is not None:
+                call()
         except Exception:
             _LOG.exception("a function called with a message of %r raised", channel)
 
@@ -75,7 +77,7 @@ _attendants: dict[Endpoint, Attendant] = {}
 
 
 def attend(channel: Channel) -> None:
-    """Have ``channel.handle`` called whenever there is a message."""
+    """Have each `Channel.next_call` called, whenever there is a message."""
     with _LOCK:
         attendant = _attendants.get(channel.endpoint)
         if attendant is not None:

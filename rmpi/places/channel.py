@@ -25,7 +25,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rmpi.errors import ChannelClosed, DeadlineExceeded, PeerExited, PeerLost
+from rmpi.errors import ChannelClosed, DeadlineExceeded, PeerExited, PeerLost, UsageError
 from rmpi.places import membership
 from rmpi.places.aside import EVERY, Aside, KindOf, kind_of
 from rmpi.places.attendant import attend, neglect
@@ -137,20 +137,39 @@ class Channel(Inlet):
         self._callback, self._callback_replies = callback, replies
         self._be_attended()
 
-    def handle(self) -> None:
-        """Take the next message, and call the function that was given to `on_message`.
+    @property
+    def handled(self) -> bool:
+        """Whether a function was given to `on_message`."""
+        return self._callback is not None
+
+    def next_call(self) -> Callable[[], object] | None:
+        """Take the next message: the call with it of the function that was given to `on_message`.
+
+        Returns:
+            None: There is no message now, or no function.
 
         Raises:
-            DeadlineExceeded: There is none.
-            Exception: What the function raises, and what `get` does.
+            PeerLost, PeerExited, ChannelClosed: As for `get`; what the function raises is another matter.
         """
         callback = self._callback
-        if callback is not None:
-            callback(self, self._get(PASSED, EVERY, self._callback_replies))
+        if callback is None:
+            return None
+        try:
+            message = self._get(PASSED, EVERY, self._callback_replies)
+        except DeadlineExceeded:
+            return None
+        return partial(callback, self, message)
 
     def claim(self) -> None:
-        """Whoever calls this will call `handle`, and nobody else, until `release`."""
-        self._claimed = True
+        """Whoever calls this will ask for each `next_call`, and nobody else, until `release`.
+
+        Raises:
+            UsageError: Somebody else has claimed it.
+        """
+        with self._lock:
+            if self._claimed:
+                raise UsageError(f"{self!r} is served by another MessageRouter")
+            self._claimed = True
         self._be_attended()
 
     def release(self) -> None:

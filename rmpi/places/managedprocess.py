@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 GRACE = 1.0
 """Seconds between SIGTERM and SIGKILL when the router ends."""
 
+LONGEST_DEATH = 10.0
+"""Seconds to wait for what was killed: longer takes only what the kernel cannot end, which is left to it."""
+
 log = logging.getLogger(__name__)
 
 OnExit = Callable[[int], object]
@@ -118,7 +121,7 @@ class ManagedProcess:
             self._over.clear()
             self._start(desk)
             self._desk = desk
-        desk.when_ending(self._leave)
+        desk.when_ending(lambda: self._leave(desk))
 
     def _start(self, desk: Desk) -> None:
         self._popen = subprocess.Popen(
@@ -172,24 +175,32 @@ class ManagedProcess:
     def _end(self, number: signal.Signals) -> None:
         with self._lock:
             self._unwanted = True
-            if self._popen is not None and self._popen.returncode is None:
+            desk = self._desk
+            if self._runs:
                 try:
-                    os.killpg(self._popen.pid, number)
-                except ProcessLookupError:  # it is reaped by the kernel
+                    os.killpg(self._last().pid, number)
+                except ProcessLookupError:  # the kernel has reaped it
                     pass
-            elif self._desk is not None:
-                self._conclude(self._desk)
+            elif desk is not None:
+                desk.at(desk.now(), lambda: self._conclude(desk))  # not here: this may be a signal handler
+
+    @property
+    def _runs(self) -> bool:
+        """Whether it was started, and not reaped. The lock is held."""
+        return self._popen is not None and self._popen.returncode is None
 
     def _conclude(self, desk: Desk) -> None:
         self._over.set()
         desk.finish()
 
-    def _leave(self) -> None:
+    def _leave(self, desk: Desk) -> None:
         """The router ends."""
         self.terminate()
+        if not self._runs:
+            self._conclude(desk)
         if not self._over.wait(GRACE):
             self.kill()
-            self._over.wait(GRACE)
+            self._over.wait(LONGEST_DEATH)
         with self._lock:
             self._desk = None
 

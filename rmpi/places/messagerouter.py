@@ -71,6 +71,41 @@ class EventSource(Protocol):
         """
 
 
+class Bell:
+    """Wakes one thread. Once rung it stays rung until that thread has heard it.
+
+    Why not a condition or an event? A signal handler may ring while its own thread is about to sleep: a condition
+    forgets that, and an event's lock may be held.
+    """
+
+    def __init__(self) -> None:
+        self._silence = threading.Lock()
+        self._silence.acquire()
+
+    def ring(self) -> None:
+        """Wake the thread, or keep it from sleeping. From any thread and any signal handler."""
+        try:
+            self._silence.release()
+        except RuntimeError:  # it rings already
+            pass
+
+    def wait(self, seconds: float) -> None:
+        """Sleep so long at most, or until it rings."""
+        self._silence.acquire(timeout=max(0.0, min(seconds, LONGEST_NAP)))
+
+    @property
+    def rings(self) -> bool:
+        """It was rung, and not heard yet."""
+        return not self._silence.locked()
+
+
+class _Given(NamedTuple):
+    """What a router was given, and what serves that: often itself."""
+
+    thing: Any
+    source: EventSource
+
+
 class Clock:
     """The time by which a router goes. Tests have one of their own."""
 
@@ -78,31 +113,31 @@ class Clock:
         """Seconds; only differences mean anything."""
         return now()
 
-    def wait(self, news: threading.Condition, until: float) -> None:
-        """Sleep until ``news`` is notified, or that time has come. Its lock is held, and released meanwhile."""
-        news.wait(min(until - self.now(), LONGEST_NAP))
+    def wait(self, bell: Bell, until: float) -> None:
+        """Sleep until the bell rings, or that time has come."""
+        bell.wait(until - self.now())
 
 
-def log_error(source: EventSource, error: Exception) -> None:
+def log_error(source: object, error: Exception) -> None:
     """``MessageRouter(…, on_error=log_error)``: log what functions raise, with its traceback, and go on."""
     log.error("a function of %r failed: %s", source, error, exc_info=error)
 
 
-OnError = Callable[[EventSource, Exception], object]
+OnError = Callable[[Any, Exception], object]
 
 
 class SourceStatistics(NamedTuple):
     """What became of what a source has handed in.
 
     Attributes:
-        source: Which.
+        source: Which, as it was given to the router.
         done: How many functions were called and have ended.
         waiting: How many are still to be called.
         busy: Whether one is being called now.
         finished: The source will hand in no more.
     """
 
-    source: EventSource
+    source: Any
     done: int
     waiting: int
     busy: bool
@@ -112,10 +147,10 @@ class SourceStatistics(NamedTuple):
 class Desk:
     """Where a source hands in what is to be done. All methods may be called by any thread, and return at once."""
 
-    def __init__(self, run: _Run, source: EventSource) -> None:
+    def __init__(self, run: _Run, source: object) -> None:
         self._run = run
-        self.source = source
-        self._work: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self.source = source  # as it was given to the router
+        self._jobs: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._more = threading.Condition(run.lock)
         self._thread: threading.Thread | None = None
         self._busy = False
@@ -126,7 +161,7 @@ class Desk:
     @property
     def idle(self) -> bool:
         """Nothing is being done for this source, or waits to be."""
-        return not self._busy and not self._work
+        return not self._busy and not self._jobs
 
     def now(self) -> float:
         """The time, for `at`."""
@@ -143,15 +178,34 @@ class Desk:
         with self._run.lock:
             if self._run.closing:
                 return False
-            self._work.append((function, args))
+            self._jobs.append((function, args))
             self._more.notify()
             if self._thread is None:
-                self._hire()
+                self._hire(self._serve)
         return True
 
     def at(self, moment: float, function: Callable[[], object]) -> None:
         """Have the router call a function at that time, in its own thread; so that must not block or fail."""
         self._run.at(moment, function)
+
+    def attend(self, function: Callable[[], object]) -> None:
+        """Have the thread of this source call ``function``, which waits for things itself, and says so: `do`.
+
+        It returns when the source has finished, or soon after `ending`, when what was given to `when_ending` has been
+        called. A source that does this has no use for `submit`.
+        """
+        self._hire(function)
+
+    def do(self, function: Callable[[], object]) -> None:
+        """In what was given to `attend`: call a function. What it raises ends the router, or goes to ``on_error``."""
+        with self._run.lock:
+            self._busy = True
+        self._call(function)
+
+    @property
+    def ending(self) -> bool:
+        """Nothing more is to be done: the router ends."""
+        return self._run.closing
 
     def when_ending(self, function: Callable[[], object]) -> None:
         """Have it called when the router ends, and nothing can be handed in any more; at once if it has ended."""
@@ -161,15 +215,15 @@ class Desk:
         """This source will hand in no more. A router without any that will ends."""
         with self._run.lock:
             self._finished = True
-            self._run.report()
+        self._run.bell.ring()
 
-    def fail(self, error: BaseException) -> None:
-        """This source is broken: end the router, which raises ``error``."""
-        self._run.fail(error)
+    def fail(self, error: Exception) -> None:
+        """As if a function had raised ``error``, which ends the router, or goes to ``on_error``."""
+        self._run.judge(self.source, error)
 
     def statistics(self) -> SourceStatistics:
         with self._run.lock:
-            return SourceStatistics(self.source, self._done, len(self._work), self._busy, self._finished)
+            return SourceStatistics(self.source, self._done, len(self._jobs), self._busy, self._finished)
 
     # ------------------------------------------------------------------- for the router, its lock held
 
@@ -186,42 +240,52 @@ class Desk:
     def dismiss(self, *, drop: bool) -> None:
         """Have the thread end: when all is done, or ``drop`` what has not begun."""
         if drop:
-            self._work.clear()
+            self._jobs.clear()
         self._more.notify()
 
     # ----------------------------------------------------------------------------------- its thread
 
-    def _hire(self) -> None:
+    def _hire(self, work: Callable[[], object]) -> None:
         self._gone = False
-        self._thread = threading.Thread(target=self._serve, name=f"rmpi-router {self.source!r}"[:60], daemon=True)
+        name = f"rmpi-router {self.source!r}"[:60]
+        self._thread = threading.Thread(target=self._work, args=(work,), name=name, daemon=True)
         self._thread.start()
 
-    def _serve(self) -> None:
+    def _work(self, work: Callable[[], object]) -> None:
         _serving.run = self._run
+        try:
+            work()
+        except BaseException as error:
+            self._run.fail(error)
+        finally:
+            self._gone = True
+            self._run.bell.ring()
+
+    def _serve(self) -> None:
         while (job := self._next()) is not None:
-            function, args = job
-            try:
-                function(*args)
-            except Exception as error:
-                self._run.judge(self.source, error)
-            except BaseException as error:  # sys.exit() in a function
-                self._run.fail(error)
+            self._call(*job)
+
+    def _call(self, function: Callable[..., object], args: tuple[Any, ...] = ()) -> None:
+        try:
+            function(*args)
+        except Exception as error:
+            self._run.judge(self.source, error)
+        except BaseException as error:  # sys.exit() in a function
+            self._run.fail(error)
+        with self._run.lock:
+            self._busy = False
+            self._done += 1
+        self._run.bell.ring()
 
     def _next(self) -> tuple[Callable[..., object], tuple[Any, ...]] | None:
         """The next function to call; None when the router ends and there is none."""
         with self._run.lock:
-            if self._busy:
-                self._busy = False
-                self._done += 1
-                self._run.report()
-            while not self._work and not self._run.closing:
+            while not self._jobs and not self._run.closing:
                 self._more.wait()
-            if not self._work:
-                self._gone = True
-                self._run.report()
+            if not self._jobs:
                 return None
             self._busy = True
-            return self._work.popleft()
+            return self._jobs.popleft()
 
     def join(self) -> None:
         if self._thread is not None and self._gone:
@@ -239,14 +303,15 @@ class _Run:
     """A router while it runs.
 
     Attributes:
-        lock: Guards what is below. Re-entrant, because a signal handler may call `stop`.
+        lock: Guards what is below. Re-entrant, because a signal handler may cancel a timer.
+        bell: Rings when there is something that the router must look at.
         ended: Done when the run is over, with what it raises.
     """
 
     def __init__(self, clock: Clock, until: Until, on_error: OnError | None) -> None:
         self.clock = clock
         self.lock = threading.RLock()
-        self.news = threading.Condition(self.lock)
+        self.bell = Bell()
         self.closing = False
         self.ended: Future[None] = Future()
         self._condition = until if callable(until) else None
@@ -258,25 +323,18 @@ class _Run:
         self._undo: list[Callable[[], object]] = []
         self._errors: list[BaseException] = []
         self._stopped = False
-        self._reported = False
         self.ended.set_running_or_notify_cancel()
 
     # ----------------------------------------------------------------------------- from any thread
 
-    def report(self) -> None:
-        """Something has happened that the router must look at."""
-        with self.lock:
-            self._reported = True
-            self.news.notify_all()
-
     def stop(self) -> None:
         self._stopped = True
-        self.report()
+        self.bell.ring()
 
     def at(self, moment: float, function: Callable[[], object]) -> None:
         with self.lock:
             heapq.heappush(self._moments, (moment, next(self._order), function))
-            self.report()
+        self.bell.ring()
 
     def when_ending(self, function: Callable[[], object]) -> None:
         with self.lock:
@@ -285,9 +343,9 @@ class _Run:
                 return
         function()
 
-    def judge(self, source: EventSource, error: Exception) -> None:
+    def judge(self, source: object, error: Exception) -> None:
         """A function of a source has raised."""
-        error.add_note(f"This was raised by a function of {source!r} in a MessageRouter.")
+        error.add_note(f"This was raised in a MessageRouter that served {source!r}.")
         if self._on_error is None:
             self.fail(error)
             return
@@ -299,28 +357,28 @@ class _Run:
     def fail(self, error: BaseException) -> None:
         with self.lock:
             self._errors.append(error)
-            self.report()
+        self.bell.ring()
 
     def statistics(self) -> list[SourceStatistics]:
         return [desk.statistics() for desk in self._desks]
 
     # ---------------------------------------------------------------------------- the router's own
 
-    def add(self, source: EventSource) -> None:
-        desk = Desk(self, source)
+    def add(self, given: _Given) -> None:
+        desk = Desk(self, given.thing)
         with self.lock:
             self._desks = [*self._desks, desk]
         try:
-            source.register(desk)
+            given.source.register(desk)
         except BaseException:
             desk.finish()
             raise
 
-    def open(self, sources: list[EventSource]) -> None:
+    def open(self, sources: list[_Given]) -> None:
         """Clocks start. What goes wrong is raised by `go`."""
         try:
-            for source in sources:
-                self.add(source)
+            for given in sources:
+                self.add(given)
         except BaseException as error:
             self.fail(error)
 
@@ -355,24 +413,22 @@ class _Run:
 
     def _turn(self) -> None:
         """Wait until there is something to do, and do it."""
-        with self.lock:
-            if not self._reported:
-                self.clock.wait(self.news, self._next_moment())
-            self._reported = False
-            due = self._take_due()
-        for function in due:
+        self.clock.wait(self.bell, self._next_moment())
+        for function in self._take_due():
             function()
 
     def _next_moment(self) -> float:
-        first = self._moments[0][0] if self._moments else math.inf
+        with self.lock:
+            first = self._moments[0][0] if self._moments else math.inf
         glance = self.clock.now() + GLANCE if self._condition is not None else math.inf
         return min(first, glance, self._limit)
 
     def _take_due(self) -> list[Callable[[], object]]:
         """What is due, but for what is due only at the end of a limited time."""
         due, moment = [], self.clock.now()
-        while self._moments and self._moments[0][0] <= moment and self._due_before_the_limit():
-            due.append(heapq.heappop(self._moments)[2])
+        with self.lock:
+            while self._moments and self._moments[0][0] <= moment and self._due_before_the_limit():
+                due.append(heapq.heappop(self._moments)[2])
         return due
 
     # --------------------------------------------------------------------------------------- the end
@@ -394,14 +450,12 @@ class _Run:
 
     def _wait(self, deadline: Deadline) -> None:
         """Until all functions have ended."""
-        with self.lock:
-            while late := [desk for desk in self._desks if not desk.gone]:
-                if deadline.passed():
-                    log.warning(
-                        "left behind, still at work: %s", ", ".join(f"a function of {desk.source!r}" for desk in late)
-                    )
-                    return
-                self.news.wait(deadline.left_or_none())
+        while late := [desk for desk in self._desks if not desk.gone]:
+            if deadline.passed():
+                names = ", ".join(f"a function of {desk.source!r}" for desk in late)
+                log.warning("left behind, still at work: %s", names)
+                return
+            self.bell.wait(deadline.left())
 
     def _raise(self, interrupt: KeyboardInterrupt | None) -> None:
         """All that went wrong: one by itself, several as a group. What is to end the program comes before errors."""
@@ -582,7 +636,8 @@ class MessageRouter:
         return self._run is not None and not self._run.ended.done()
 
     def __repr__(self) -> str:
-        return f"<MessageRouter, {'running' if self.running else 'at rest'}, sources: {self._sources}>"
+        state = "running" if self.running else "at rest"
+        return f"<MessageRouter, {state}, sources: {[given.thing for given in self._sources]}>"
 
 
 def _go_in_thread(run: _Run, logged: bool) -> None:
@@ -597,9 +652,14 @@ def _go_in_thread(run: _Run, logged: bool) -> None:
         run.ended.set_result(None)
 
 
-def _source(source: Any) -> EventSource:
+def _source(source: Any) -> _Given:
     if isinstance(source, EventSource):
-        return source
+        return _Given(source, source)
+    from rmpi.places.listening import source_of  # late: a router of timers and programs needs no transport
+
+    found = source_of(source)
+    if found is not None:
+        return _Given(source, found)
     hint = "; for a function, write after(seconds, function) or every(seconds, function)" if callable(source) else ""
     raise UsageError(f"a MessageRouter serves timers, channels, places, processes and nodes, not {source!r}{hint}")
 
