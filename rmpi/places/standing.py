@@ -68,7 +68,6 @@ class Standing(Head):
         self._guests: dict[int, _Guest] = {}  # by node
         self._newcomers: set[_Guest] = set()
         self._verbose = verbose
-        self._ending = False
         try:
             self.port = self._serve(address, port)
         except BaseException:
@@ -95,7 +94,6 @@ class Standing(Head):
         if self._ending:
             self._end()
         else:
-            self._ending = True
             self._begin_end(GRACE)
 
     # ----------------------------------------------------------------------------------- guests

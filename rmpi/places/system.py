@@ -451,9 +451,6 @@ class Head:
         for booted in (*self._arrived.values(), *(remote.booted for remote in self._remotes.values())):
             if booted is not None:
                 booted.session.disown()
-        for remote in self._remotes.values():
-            if remote.link is not None:
-                remote.link.disown()
 
 
 class System(Head):

@@ -102,7 +102,9 @@ def test_a_guest_spawns_and_finds_places_and_asks_how_the_node_is(there):
 
 def test_what_has_a_name_stays_when_its_guest_leaves_and_is_there_for_others(node, program):
     with places.attach(node.at, key_file=node.key_file) as there:
-        there.spawn(standing.keep, name="shelf").put("kept")
+        shelf = there.spawn(standing.keep, name="shelf")
+        shelf.put("kept")
+        assert asked(shelf, None) == "kept"
         nameless = there.spawn(standing.wait)
     assert gone(nameless.pid)  # nobody could find it any more
     find = f"shelf = places.connect('shelf', at={node.at!r}, key_file={str(node.key_file)!r})"
@@ -128,6 +130,7 @@ def test_guests_talk_to_each_other_by_channels_that_places_there_have_passed_on(
     ours, theirs = places.channel_pair(of=there)
     shelf = there.spawn(standing.keep, name="exchange")
     shelf.put(theirs)
+    assert asked(shelf, None) is not None
     program.begin(
         "exchange = node.connect('exchange')",
         "exchange.put(None)",
