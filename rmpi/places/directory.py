@@ -287,7 +287,7 @@ class Directory:
         return [action for endpoint in sorted(entry.followers) for action in self._to(endpoint, message)]
 
     def _log(self, endpoint: int, record: Record) -> Log:
-        node = self._node_label(node_of(endpoint))
+        node = self.node_label(node_of(endpoint))
         if endpoint in self._members:
             return Log("the main program" if endpoint == self.main else node, node, record)
         speaker = self._of(endpoint, record.place)
@@ -301,7 +301,7 @@ class Directory:
         asked = (endpoint, order.number)
         node = self._nodes.get(order.node)
         if node is None or node.state in ("gone", "ending") or node.is_guest or not self._may_use(endpoint, node):
-            return self._decline(asked, "PeerLost", f"{self._node_label(order.node)} is gone; no place can be started")
+            return self._decline(asked, "PeerLost", f"{self.node_label(order.node)} is gone; no place can be started")
         if order.name and (other := self._named(order.node, order.name)) is not None:
             text = f"a place named {order.name!r} is on {node.label} already ({other.state}); names are used once"
             return self._decline(asked, "UsageError", text)
@@ -433,7 +433,7 @@ class Directory:
         for entry in self._places.values():
             entry.followers.discard(endpoint)
         own = next((entry for entry in behind if not entry.is_thread), None)
-        label = own.label if own else self._node_label(node_of(endpoint))
+        label = own.label if own else self.node_label(node_of(endpoint))
         cause = own.cause if own and own.cause and end.failed else end.cause
         gone = EndpointGone(endpoint, label, cause, end.failed)
         actions: list[Action] = [
@@ -669,13 +669,13 @@ class Directory:
         """What there is instead, as far as it concerns who asks."""
         known = [each for each in self._named_places() if self._may_use(endpoint, self._nodes[each.node])]
         here = [each for each in known if node in (ANY_NODE, each.node)]
-        where = "in this system" if node == ANY_NODE else f"on {self._node_label(node)}"
+        where = "in this system" if node == ANY_NODE else f"on {self.node_label(node)}"
         text = f"there is no place named {name!r} {where}"
         elsewhere = [each for each in known if each.order.name == name]
         names = sorted({each.order.name for each in here})
         near = get_close_matches(name, names)
         if elsewhere:
-            return f"{text}; it is on {self._node_label(elsewhere[0].node)}"
+            return f"{text}; it is on {self.node_label(elsewhere[0].node)}"
         if near:
             return f"{text}; did you mean {' or '.join(map(repr, near))}?"
         listed = ", ".join(map(repr, names[:10])) + (", …" if len(names) > 10 else "")
@@ -704,15 +704,14 @@ class Directory:
         solo = node.order is not None and node.order.solo
         return not solo or endpoint == node.owner or node_of(endpoint) == node.number
 
-    def _node_label(self, node: int) -> str:
-        return self._nodes[node].label if node in self._nodes else f"node {node}"
-
     def _add_node(self, endpoint: int, order: AddNode) -> list[Action]:
+        asked = (endpoint, order.number)
+        if order.name in {node.label for node in self._nodes.values() if node.state != "gone"}:
+            return self._decline(asked, "UsageError", f"there is a node {order.name!r} already; names are used once")
         number = next(self._node_numbers)
         label = order.name or self._free_label(order.host or self._nodes[LOCAL].label)
         rule = Rule.from_plain(order.rule)
         supervisor = Supervisor(rule) if rule.then is Then.RESTART else None
-        asked = (endpoint, order.number)
         node = NodeEntry(number, label, order, endpoint, asked, asked, supervisor)
         self._nodes[number] = node
         return [Boot(number, order)]
@@ -760,7 +759,7 @@ class Directory:
     def _why_not_ended(self) -> str:
         if self.main in self._members:
             return "the node of the program itself ends with it"
-        return f"{self._node_label(LOCAL)} was started by hand, and is ended there: by Ctrl-C, or SIGTERM"
+        return f"{self.node_label(LOCAL)} was started by hand, and is ended there: by Ctrl-C, or SIGTERM"
 
     def _end_one_node(self, node: NodeEntry, seconds: float) -> list[Action]:
         """A node is not wanted any more, nor are its places, which may have some time to end by themselves."""
@@ -858,6 +857,10 @@ class Directory:
         if entry is None:
             return self._decline(asked, "UsageError", f"there is no node {node}")
         return self._answer(asked, [entry.row(), *(each.row() for each in self._at_node(entry))])
+
+    def node_label(self, node: int) -> str:
+        """What a node is called."""
+        return self._nodes[node].label if node in self._nodes else f"node {node}"
 
     def unshown(self, node: int) -> list[int]:
         """Endpoints of a node that have ended, and some of what was written there is still to be shown."""

@@ -216,9 +216,11 @@ class Head:
     def _boot(self, node: int, order: AddNode) -> None:
         remote = self._remotes.setdefault(node, _RemoteNode(order))
         remote.expected = False
-        threading.Thread(target=self._boot_away, args=(node, order), name=f"rmpi boot {node}", daemon=True).start()
+        label = self._directory.node_label(node)
+        boot = partial(self._boot_away, node, label, order)
+        threading.Thread(target=boot, name=f"rmpi boot {node}", daemon=True).start()
 
-    def _boot_away(self, node: int, order: AddNode) -> None:
+    def _boot_away(self, node: int, label: str, order: AddNode) -> None:
         """Start a node's process. In a thread of its own."""
         try:
             booted = boot_all(
@@ -227,7 +229,7 @@ class Head:
                 pythons=interpreters(order.python or None),
                 deadline=Deadline.after(order.seconds),
                 on_progress=self._check_wanted,
-                on_stderr=lambda host, line: self._printer.say(f"{host.name}: {line}"),
+                on_stderr=lambda _host, line: self._printer.say(f"{label}: {line}"),
             )[0]
         except LaunchError as error:
             self._loop.post(partial(self._decide, NotBooted(node, str(error))))

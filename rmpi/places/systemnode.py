@@ -66,8 +66,10 @@ class SystemNode(Node):
         """Be what the head says.
 
         Raises:
-            LaunchError: It cannot be done here: no such address, or its port is taken.
+            LaunchError: It cannot be done here: no such directory or address, or its port is taken.
         """
+        if not Path(order.directory).is_dir():
+            raise LaunchError(f"there is no directory {order.directory} here; choose another with directory=")
         if not self._guest:
             become_subreaper()
         self._order = order

@@ -940,6 +940,16 @@ def test_nodes_of_one_machine_have_labels_of_their_own(stage):
     assert labels == ["vm-2", "vm-3", "far", "far-2"]
 
 
+def test_a_name_of_a_node_is_free_again_when_that_is_gone(stage):
+    node = stage.node("far", name="left")
+    taken = stage.asks(
+        PROGRAM, AddNode, "", "left", 0, "", "", False, "forward", "auto", NEVER.to_plain(), {}, "", 60.0
+    )
+    assert stage.outcome(taken).text == "there is a node 'left' already; names are used once"
+    stage.happens(Lost(node, "cut off", expected=False))
+    assert stage.node("", name="left")
+
+
 def test_a_node_that_cannot_be_started(stage):
     request, node = stage.add_node()
     stage.happens(NotBooted(node, "no such host"))
