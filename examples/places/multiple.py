@@ -12,10 +12,10 @@ In whatever order it happens, there are these lines:
     ('ok', 10)
     ('ok', 5)
     Hello from every-seconds
-    (1732207342.16, 'HI', 1)
+    (1732207342.111, 'HI', 1)
     SLEEP DONE
 
-The program ends when the workers have. Its ancestor never did, and took thirty times as long for everything: a greeting
+The program ends when the workers have. Its ancestor never did, and took sixty times as long for everything: a greeting
 of the timer every 3.3 s, of each worker every 3 s, naps of 5 s, and the bank after 2 s.
 """
 
@@ -27,7 +27,7 @@ from bank import Bank
 
 from rmpi import places
 
-UNIT = 1 / 30
+UNIT = 1 / 60
 """Seconds that take the place of one."""
 
 

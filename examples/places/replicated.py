@@ -196,7 +196,7 @@ def main(argv: Sequence[str] = ()) -> int:
     nodes = places.create_nodes(argv or [{"name": "left"}, {"name": "right"}])
     replicas = serve(nodes)
     store = Store(nodes)
-    client = places.here().spawn(keep_writing, nodes)
+    client = nodes[0].spawn(keep_writing, nodes)
     said = client.typed()
     for turn, (replica, node) in enumerate(zip(replicas, nodes, strict=True)):
         said.get("written")  # it is at work

@@ -10,7 +10,7 @@ It sleeps, says so, and ends; and does it again, ten times:
     SLEEP DONE
     ...
 
-The ancestor of this program slept for 5 s, and ended after 50. Here it sleeps for 0.05 s, and the program counts. A
+The ancestor of this program slept for 5 s, and ended after 50. Here it sleeps for 0.03 s, and the program counts. A
 place with ``restart=True`` that lives for less than a second is taken for one that cannot live, and is given pauses;
 hence `restart_every`, which says how long is long enough.
 """
@@ -21,7 +21,7 @@ import time
 
 from rmpi import places
 
-NAP = 0.05
+NAP = 0.03
 """Seconds."""
 
 NAPS = 10

@@ -15,7 +15,7 @@ ends once more, a function of the program is called:
     SLEEP DONE
     Already retried to restart 3 times
 
-The ancestor of this program had a place that lived for 1 s and pauses of 5 s; here both are a twentieth of that.
+The ancestor of this program had a place that lived for 1 s and pauses of 5 s; here both are a fiftieth of that.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from rmpi import places
 
 def sleeper(_mailbox: places.Mailbox) -> None:
     print("BEGINING SLEEP")
-    time.sleep(0.05)
+    time.sleep(0.02)
     print("SLEEP DONE")
 
 
 def main() -> None:
     failed = threading.Event()
-    policy = places.restart_every(0.25, retries=3, on_final_fail=failed.set)
+    policy = places.restart_every(0.1, retries=3, on_final_fail=failed.set)
     place = places.here().spawn("restarter:sleeper", restart=policy)
     failed.wait()
     place.wait()  # until all that it wrote was shown

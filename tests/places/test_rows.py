@@ -10,12 +10,13 @@ import inspect
 import logging
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
 import sys
 import textwrap
-from contextlib import suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -443,26 +444,23 @@ def test_a_typed_channel_gives_the_first_of_a_kind_and_keeps_the_others_in_order
 # The end of the program.
 
 
-def test_when_the_program_is_killed_its_nodes_and_places_end_with_it(tmp_path):
-    program = """
-        import os, signal
+def test_when_the_program_is_killed_its_nodes_and_places_end_with_it():
+    code = """
+        import signal
         from rmpi import places
-        places.create_node()
-        ended = [node.spawn_command(["sleep", "100"], restart=True).pid for node in places.nodes()]
-        print(*ended, *[node.status().pid for node in places.nodes()[1:]], flush=True)
-        os.kill(os.getpid(), signal.SIGKILL)
+        node = places.create_node()
+        print(node.spawn_command(["sleep", "100"], restart=True).pid, node.status().pid, flush=True)
+        signal.pause()
     """
-    words = [sys.executable, "-c", textwrap.dedent(program)]
-    done = subprocess.run(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL
-    pids = [int(pid) for pid in done.stdout.split()]
-    assert len(pids) == 3
-    left = []
-    for pid in pids:
-        with suppress(psutil.NoSuchProcess):
-            left.append(psutil.Process(pid))
-    _, alive = psutil.wait_procs(left, SOON)
-    assert alive == []
+    words = [sys.executable, "-c", textwrap.dedent(code)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as program, ExitStack() as stack:
+        assert program.stdout is not None
+        ends = [os.pidfd_open(int(pid)) for pid in program.stdout.readline().split()]
+        for end in ends:
+            stack.callback(os.close, end)
+        program.kill()
+        assert len(ends) == 2
+        assert [select.select([end], [], [], SOON)[0] for end in ends] == [[end] for end in ends]
 
 
 # Logs.
