@@ -48,7 +48,7 @@ ATTEMPTS = 20
 CATCH_UP_LIMIT = 10.0
 """Seconds for the other replica to send all it has."""
 
-KEYS = 100
+KEYS = 20
 
 SOME = 50
 """Writes of which the client says that they are done."""
