@@ -75,6 +75,7 @@ from rmpi.places.router import (
     TurnAway,
     Undelivered,
 )
+from rmpi.places.sparing import Sparing
 from rmpi.places.spawnerprocess import READ_SIZE, MakeParent, Parent, SpawnerProcess
 
 OUTPUT_BUDGET = 1 << 20
@@ -180,7 +181,8 @@ class Node:
             LaunchError: This machine has no such address, or the port is taken.
         """
         try:
-            self._door = Door(self._loop, address, key, self._came_in, self._outside.warn, port)
+            turned_away = Sparing(self._loop, self._outside.warn, "connections that were turned away")
+            self._door = Door(self._loop, address, key, self._came_in, turned_away, port)
         except OSError as error:
             where = f"{address} port {port}" if port else address
             raise LaunchError(f"cannot listen at {where}: {_reason(error)}") from None
