@@ -26,13 +26,14 @@ from rmpi.places.parcels import Call
 from rmpi.places.supervisor import Policy, policy_of
 from rmpi.places.system import running_system
 from rmpi.places.system_messages import LOCAL, EndNode, Find, Kill, PlaceGone, Spawn, Survey
+from rmpi.wire.frames import CONTROL_LIMIT
 
 Kind = Literal["process", "thread"]
 Output = Literal["forward", "label", "capture", "discard"]
 Route = Literal["auto", "direct", "relay"]
 
-PARCEL_LIMIT = 32 << 20
-"""Bytes of a call with its arguments; what is larger goes over the channel."""
+PARCEL_LIMIT = CONTROL_LIMIT - (1 << 20)
+"""Bytes of a call with its arguments, which nodes pass on in one piece; what is larger goes over the channel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,7 @@ class Node:
             target: ``"module:function"``, imported there from where we would import it, or a function. A function of a
                 module travels by name; one of a script or notebook, a nested one or a lambda by value, for which
                 ``cloudpickle`` must be installed (``pip install 'rmpi[notebook]'``).
-            args, kwargs: Pickled, channels and nodes included; 32 MiB at most.
+            args, kwargs: Pickled, channels and nodes included; 15 MiB at most.
             name: By which others find it (`Node.connect`); one of a kind on a node. "": it has none.
             restart: What follows when it ends: None for nothing, True, a function to be called instead, or
                 `restart_every`.
@@ -142,7 +143,7 @@ class Node:
         parcel = call.to_bytes()
         if len(parcel) > PARCEL_LIMIT:
             raise UsageError(
-                f"the call is {len(parcel) >> 20} MiB pickled, more than 32: send large arguments by put()"
+                f"the call is {len(parcel) >> 20} MiB pickled, 15 are the most: send large arguments by put()"
             )
         short = target.partition(":")[2] if isinstance(target, str) else getattr(target, "__qualname__", "place")
         return self._spawn(

@@ -124,6 +124,10 @@ def wait(mailbox):
     mailbox.get()
 
 
+def length(mailbox, argument):
+    mailbox.put(len(argument))
+
+
 def name(mailbox):
     """Tell where we are."""
     from rmpi import places

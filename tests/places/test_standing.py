@@ -151,6 +151,14 @@ def test_large_messages_take_the_direct_way(there):
     assert set(there.member.endpoint.media().values()) == {"tcp"}
 
 
+def test_a_call_may_be_as_large_as_nodes_pass_on(there):
+    size = 14 << 20
+    place = there.spawn(standing.length, b"x" * size)
+    assert place.get(timeout=LIMIT) == size
+    with pytest.raises(UsageError, match="the call is 15 MiB pickled, 15 are the most"):
+        there.spawn(standing.length, b"x" * (15 << 20))
+
+
 def test_its_own_system_is_another_one_and_places_of_that_may_join_too(there, node):
     own = places.here().spawn(standing.echo, name="same")
     foreign = there.spawn(standing.echo, name="same")
