@@ -402,7 +402,7 @@ class Directory:
         return actions
 
     def _at(self, entry: PlaceEntry) -> PlaceAt:
-        return PlaceAt(entry.number, entry.endpoint, entry.label, entry.pid, entry.restarts)
+        return PlaceAt(entry.number, entry.endpoint, entry.label, entry.pid, entry.restarts, entry.is_thread)
 
     def _not_started(self, entry: PlaceEntry, error: str, text: str) -> list[Action]:
         """The call of a place cannot begin: who asked for it is told why; a restart has failed."""
@@ -684,7 +684,7 @@ class Directory:
     def _follow(self, endpoint: int, place: int) -> list[Action]:
         entry = self._places.get(place)
         if place == MAIN and self.main in self._members:
-            return self._to(endpoint, PlaceAt(MAIN, self.main, "the main program", self._nodes[LOCAL].pid, 0))
+            return self._to(endpoint, PlaceAt(MAIN, self.main, "the main program", self._nodes[LOCAL].pid, 0, False))
         if entry is None:
             gone = PlaceGone(place, "nobody knows that place", 0, True, "")
             return [*self._to(endpoint, gone), *self._to(endpoint, PlaceShown(place))]

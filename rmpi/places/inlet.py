@@ -241,14 +241,12 @@ class Inlet(Outlet):
 
     def _await(self, deadline: Deadline, laid_aside: Operation) -> Receive | None:
         """A receive that is done. None: something has changed."""
+        where = self._where
+        changes = [where.change] if where is not None else []  # a thread may end, whose endpoint goes on
         over = self._why_over()
         if over is not None:
             return self._look(over)
-        where = self._where
-        changes = [where.change] if where is not None else []
         members = self._members()
-        if members:
-            changes = []  # the transport knows of its end
         if self._aside is not None:
             changes.append(laid_aside)
         receive = self._endpoint.start_receive(self._box, ANY, ANY, members=members)
@@ -341,7 +339,7 @@ class Inlet(Outlet):
         if where is None:
             return self._ended
         if self._pending:
-            return None if isinstance(where.why, PeerExited) else where.why
+            return None if isinstance(where.why, PeerExited) and not where.shares else where.why
         return where.error or self._ended
 
     def _members(self) -> frozenset[int]:

@@ -72,7 +72,7 @@ class Fate:
         if news == self.last:  # it is told to each that asks
             return
         match news:
-            case PlaceAt(_, _, _, pid, restarts):
+            case PlaceAt(_, _, _, pid, restarts, _):
                 self.pid, self.restarts = pid, restarts
             case PlaceDown():
                 self.pid = 0
@@ -280,32 +280,37 @@ class Member(Attachment):
 
     def _move(self, whereabouts: Whereabouts, news: News) -> None:
         match news:
-            case PlaceAt(_, endpoint, label):
+            case PlaceAt(_, endpoint, label, _, _, thread):
                 self._labels[endpoint] = whereabouts.label = label
+                whereabouts.shares = thread
                 if whereabouts.endpoint != endpoint:  # it is told to each that asks
                     whereabouts.moved(endpoint)
             case PlaceDown(_, cause, _):
                 why = PeerLost(f"{whereabouts.label} has ended ({cause}), and is to be restarted")
-                self._end_peer(whereabouts.endpoint, why)
+                self._end_peer(whereabouts, why)
                 whereabouts.down(why)
             case PlaceGone(_, cause, _, failed):
                 final = _ending(whereabouts.label, cause, failed)
-                self._end_peer(whereabouts.endpoint, final)
+                self._end_peer(whereabouts, final)
                 whereabouts.gone(final)
+
+    def _end_peer(self, whereabouts: Whereabouts, error: PeerLost) -> None:
+        """A place has ended, and with it its endpoint, of which we may not have heard because it was not connected."""
+        if whereabouts.endpoint and not whereabouts.shares:
+            self._end_endpoint(whereabouts.endpoint, error)
+
+    def _end_endpoint(self, endpoint: int, error: PeerLost) -> None:
+        self._labels.pop(endpoint, None)
+        self.endpoint.peer_ended(endpoint, error)
+        self.endpoint.forget(endpoint)
 
     def _endpoint_gone(self, gone: EndpointGone) -> None:
         """A process has ended; what is to become of its place follows."""
         error = _ending(gone.label, gone.cause, gone.failed)
-        self._end_peer(gone.endpoint, error)
+        self._end_endpoint(gone.endpoint, error)
         for whereabouts in tuple(self._whereabouts.values()):
             if whereabouts.endpoint == gone.endpoint:
                 whereabouts.down(error)
-
-    def _end_peer(self, endpoint: int, error: PeerLost) -> None:
-        if endpoint:
-            self._labels.pop(endpoint, None)
-            self.endpoint.peer_ended(endpoint, error)
-            self.endpoint.forget(endpoint)
 
     def _lost_router(self) -> None:
         self._lost = PeerLost(self.lost_because)

@@ -232,13 +232,17 @@ class Declined(Message):
 
 @register(147)
 class PlaceAt(Message):
-    """A place that is followed runs, behind this endpoint; it was restarted so many times before."""
+    """A place that is followed runs, behind this endpoint; it was restarted so many times before.
+
+    The endpoint of a ``thread`` goes on when that has ended.
+    """
 
     place: int
     endpoint: int
     label: str
     pid: int
     restarts: int
+    thread: bool
 
 
 @register(148)

@@ -54,6 +54,7 @@ class Whereabouts:
         place: Its number.
         label: What to call it in messages to the user.
         endpoint: Of the present incarnation; 0 while there is none.
+        shares: The endpoint goes on when the place has ended: it is a thread.
         generation: How many incarnations there have been.
         why: How the latest one that ended did.
         error: Set when there is none, and will be none.
@@ -65,6 +66,7 @@ class Whereabouts:
         self.label = label
         self.endpoint = endpoint
         self.generation = int(endpoint != 0)
+        self.shares = False
         self.why: PeerLost | None = None
         self.error: PeerLost | None = None
         self.change = Operation()

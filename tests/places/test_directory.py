@@ -230,7 +230,7 @@ def test_a_place_is_spawned(stage):
     stage.runs(start.endpoint, 500)
     stage.says(start.endpoint, Started(0))
     at, _ = stage.told[PROGRAM]
-    assert at == PlaceAt(enrolled.place, start.endpoint, "bank on vm", 500, 0)
+    assert at == PlaceAt(enrolled.place, start.endpoint, "bank on vm", 500, 0, False)
     assert stage.outcome(request) == (enrolled.place, "bank on vm", 500)
 
 
@@ -377,7 +377,7 @@ def test_a_supervised_place_is_started_again(stage):
     assert unpack(start.enrolled).parcel == b"call"
     stage.runs(start.endpoint, 501)
     stage.says(start.endpoint, Started(0))
-    assert stage.heard() == [PlaceAt(place, start.endpoint, "bank on vm", 501, 1)]
+    assert stage.heard() == [PlaceAt(place, start.endpoint, "bank on vm", 501, 1, False)]
 
 
 def test_a_restart_that_fails_counts_as_a_short_life(stage):
@@ -540,7 +540,7 @@ def test_a_place_is_found_by_its_name_and_followed(stage):
     for where in (LOCAL, ANY_NODE):
         request = stage.asks(client, Find, where, "bank")
         assert stage.outcome(request, client) == (place, "bank on vm")
-        assert stage.heard(client) == [PlaceAt(place, endpoint, "bank on vm", 500, 0)]
+        assert stage.heard(client) == [PlaceAt(place, endpoint, "bank on vm", 500, 0, False)]
     stage.exits(endpoint)
     assert stage.heard(client) == [PlaceGone(place, "finished", 0, False, "")]
 
@@ -609,7 +609,7 @@ def test_whoever_follows_hears_where_a_place_is(stage):
     place, endpoint = stage.place()
     _, client = stage.place()
     stage.says(client, Follow(place))
-    assert stage.heard(client) == [PlaceAt(place, endpoint, "work on vm", 500, 0)]
+    assert stage.heard(client) == [PlaceAt(place, endpoint, "work on vm", 500, 0, False)]
     stage.exits(endpoint, 1)
     gone = PlaceGone(place, "exit status 1", 1, True, "")
     assert stage.heard(client) == [gone]
@@ -625,7 +625,7 @@ def test_whoever_follows_hears_where_a_place_is(stage):
 def test_the_program_can_be_followed(stage):
     _, client = stage.place()
     stage.says(client, Follow(MAIN))
-    assert stage.heard(client) == [PlaceAt(MAIN, PROGRAM, "the main program", 100, 0)]
+    assert stage.heard(client) == [PlaceAt(MAIN, PROGRAM, "the main program", 100, 0, False)]
 
 
 def test_old_places_are_forgotten(stage, monkeypatch):
@@ -717,7 +717,7 @@ def test_a_thread_is_started_again_in_the_same_host(stage):
     stage.happens(Due(("place", place)))
     assert stage.heard(host) == [RunThread(place, "work on vm", PROGRAM, 40, b"call")]
     stage.says(host, Started(place))
-    assert stage.heard() == [PlaceAt(place, host, "work on vm", 0, 1)]
+    assert stage.heard() == [PlaceAt(place, host, "work on vm", 0, 1, True)]
 
 
 def test_a_thread_that_cannot_begin(stage):

@@ -75,7 +75,7 @@ def test_a_guest_spawns_and_finds_like_anybody(stage, guest):
     place, endpoint = stage.place(LOCAL, "bank", by=guest)
     other = stage.joins()
     assert stage.outcome(stage.asks(other, Find, ANY_NODE, "bank"), other) == (place, "bank on alpha")
-    assert PlaceAt(place, endpoint, "bank on alpha", 500, 0) in stage.heard(other)
+    assert PlaceAt(place, endpoint, "bank on alpha", 500, 0, False) in stage.heard(other)
 
 
 def test_nothing_is_started_or_ended_on_the_node_of_a_guest(stage, guest):
