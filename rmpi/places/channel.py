@@ -228,6 +228,7 @@ class Mailbox(Channel):
             parent: Where whoever spawned it gets what it puts; None: nowhere.
         """
         super().__init__(member, parent, box=box, label="whoever spawned this place")
+        self._open_box()  # at once: of a thread's, one that was closed before may come again, and would drop what comes
 
     def _members(self) -> frozenset[int]:
         """Somebody may always come."""

@@ -389,8 +389,9 @@ class Directory:
         if entry.state != "starting":
             return []
         entry.state, entry.cause = "up", ""
-        entry.supervisor.started(self._now)
-        self._groups.started(entry.number, self._now)
+        if entry.restarts:  # the first restart is at once in any case
+            entry.supervisor.started(self._now)
+            self._groups.started(entry.number, self._now)
         asked, entry.asked = entry.asked, None
         actions = self._tell_followers(entry, self._at(entry))
         actions += self._answer(asked, entry.number, entry.label, entry.pid)
@@ -727,7 +728,7 @@ class Directory:
             return [Post(node.number, Stop())]
         node.state, node.machine, node.door, node.pid = "up", event.host, event.door, event.pid
         node.cores, node.memory = event.cores, event.memory
-        if node.supervisor is not None:
+        if node.supervisor is not None and node.asked is None:  # its first restart is at once in any case
             node.supervisor.started(self._now)
         asked, node.asked = node.asked, None
         actions = self._answer(asked, node.number, node.label)

@@ -295,8 +295,13 @@ class Member(Attachment):
                 whereabouts.gone(final)
 
     def _end_peer(self, whereabouts: Whereabouts, error: PeerLost) -> None:
-        """A place has ended, and with it its endpoint, of which we may not have heard because it was not connected."""
-        if whereabouts.endpoint and not whereabouts.shares:
+        """A place has ended, and with it its endpoint, of which we may not have heard because it was not connected.
+
+        Unless it was a thread; what that had sent counts as well.
+        """
+        if whereabouts.endpoint and whereabouts.shares:
+            self.endpoint.drain(whereabouts.endpoint)
+        elif whereabouts.endpoint:
             self._end_endpoint(whereabouts.endpoint, error)
 
     def _end_endpoint(self, endpoint: int, error: PeerLost) -> None:

@@ -664,6 +664,10 @@ class Endpoint:
         """
         self._ends.peer_ended(ident, error)
 
+    def drain(self, ident: int) -> None:
+        """Take all that has come from a peer, before news of which it matters what has not. Within progress."""
+        self._peers.drain(self._peers.peer(ident))
+
     def forget(self, ident: int, *, at_once: bool = False) -> None:
         """Nobody will name that peer again: once it has ended, all that is known of it is given back.
 
