@@ -125,6 +125,7 @@ def test_leaving_a_loop_closes_the_generator(source):
 
 def test_a_stream_that_nobody_holds_is_closed(source):
     stream = source.count(1000)
+    assert next(stream) == 0
     cycle = [stream]
     cycle.append(cycle)
     del stream, cycle
