@@ -167,6 +167,11 @@ class NodeEntry:
         return self.order.route if self.order is not None else "auto"
 
     @property
+    def is_solo(self) -> bool:
+        """Only its creator and its own places hear of it."""
+        return self.order is not None and self.order.solo
+
+    @property
     def is_here(self) -> bool:
         """It is on the head's machine. Doors there are found only from there, and by guests."""
         return not self.is_guest and (self.order is None or not self.order.host)

@@ -702,8 +702,7 @@ class Directory:
 
     def _may_use(self, endpoint: int, node: NodeEntry) -> bool:
         """A solo node is its creator's alone, and that of its own places."""
-        solo = node.order is not None and node.order.solo
-        return not solo or endpoint == node.owner or node_of(endpoint) == node.number
+        return not node.is_solo or endpoint == node.owner or node_of(endpoint) == node.number
 
     def _add_node(self, endpoint: int, order: AddNode) -> list[Action]:
         asked = (endpoint, order.number)
@@ -808,7 +807,7 @@ class Directory:
             actions += self._crossings.end(endpoint)
         for endpoint in [each for each in self._members if node_of(each) == node.number]:
             actions += self._endpoint_ended(endpoint, LOST, End(1, why))
-        for other in [each for each in self._nodes.values() if each.order is not None and each.order.solo]:
+        for other in [each for each in self._nodes.values() if each.is_solo]:
             if node_of(other.owner) == node.number and other.state not in ("ending", "gone"):
                 actions += self._end_one_node(other, 0.0)
         for entry in [each for each in self._places.values() if node_of(each.owner) == node.number]:
@@ -852,8 +851,8 @@ class Directory:
     def _survey(self, endpoint: int, number: int, node: int) -> list[Action]:
         asked = (endpoint, number)
         if node == ANY_NODE:
-            nodes = [each for each in self._nodes.values() if each.state != "gone" and not each.is_guest]
-            return self._answer(asked, [each.row() for each in nodes if self._may_use(endpoint, each)])
+            nodes = [each for each in self._nodes.values() if each.state != "gone"]
+            return self._answer(asked, [each.row() for each in nodes if not each.is_guest and not each.is_solo])
         entry = self._nodes.get(node)
         if entry is None:
             return self._decline(asked, "UsageError", f"there is no node {node}")

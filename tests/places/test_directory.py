@@ -598,7 +598,7 @@ def test_a_solo_node_is_for_its_creator_and_its_own_places(stage):
     request, endpoint = stage.spawn(node, by=stranger)
     assert endpoint == 0
     assert stage.outcome(request, stranger).error == "PeerLost"
-    (rows,) = stage.outcome(stage.asks(stranger, Survey, ANY_NODE), stranger)
+    (rows,) = stage.outcome(stage.asks(PROGRAM, Survey, ANY_NODE))
     assert [row["label"] for row in rows] == ["vm"]
 
 
