@@ -29,7 +29,7 @@ from rmpi.places.monitoring import monitor
 from rmpi.places.selecting import Selector
 
 if TYPE_CHECKING:
-    from rmpi.places.messagerouter import Desk, EventSource
+    from rmpi.places.dispatching import Desk, EventSource
 
 log = logging.getLogger(__name__)
 

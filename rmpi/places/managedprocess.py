@@ -27,7 +27,7 @@ from rmpi.places.ends import end_of
 from rmpi.places.supervisor import Call, Decision, GiveUp, Nothing, Policy, Restart, Supervisor, policy_of
 
 if TYPE_CHECKING:
-    from rmpi.places.messagerouter import Desk
+    from rmpi.places.dispatching import Desk
 
 GRACE = 1.0
 """Seconds between SIGTERM and SIGKILL when the router ends."""
@@ -107,7 +107,7 @@ class ManagedProcess:
     # -------------------------------------------------------------------------------- for the router
 
     def register(self, desk: Desk) -> None:
-        """`messagerouter.EventSource`: start the program.
+        """`dispatching.EventSource`: start the program.
 
         Raises:
             OSError: It cannot be started.

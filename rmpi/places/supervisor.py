@@ -100,7 +100,7 @@ class Rule:
         settled: Who lived for more seconds is restarted without a pause.
         reset_after: Who lived for more seconds has a clean slate. Infinity: nobody ever has.
         backoff: By what each pause is longer than the last; 1 or more.
-        longest: Seconds of the longest pause.
+        longest: Seconds of the longest pause, unless the first one is longer.
         retries: How many restarts there are without a clean slate; None: any number.
     """
 
@@ -233,7 +233,7 @@ def restart_every(
         settled=seconds,
         reset_after=2 * seconds if reset_after is None else reset_after,
         backoff=backoff,
-        longest=max(seconds, LONGEST_BACKOFF),
+        longest=LONGEST_BACKOFF,
         retries=retries,
     )
     return Policy(rule, on_final_fail=on_final_fail)

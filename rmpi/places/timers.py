@@ -21,7 +21,7 @@ from rmpi.errors import UsageError
 from rmpi.places.supervisor import Thunk, check_number, check_thunk
 
 if TYPE_CHECKING:
-    from rmpi.places.messagerouter import Desk
+    from rmpi.places.dispatching import Desk
 
 BRISKEST = 0.001
 """Seconds of the shortest period of `every`. Handing one tick to a thread takes a twentieth of that."""
@@ -42,11 +42,9 @@ class Ticks:
 
     def go_on(self, now: float) -> int:
         """Make the first that is later than ``now`` the next one; how many were passed."""
-        number = max(self._number, math.floor((now - self._start) / self._period))
+        number = math.floor((now - self._start) / self._period)
         while self._at(number) <= now:
             number += 1
-        while number > self._number and self._at(number - 1) > now:  # the division was rounded up
-            number -= 1
         passed, self._number = number - self._number, number
         self.due = self._at(number)
         return passed
@@ -71,7 +69,7 @@ class Timer:
             desk.finish()
 
     def register(self, desk: Desk) -> None:
-        """`messagerouter.EventSource`: the clock starts.
+        """`dispatching.EventSource`: the clock starts.
 
         Raises:
             UsageError: It runs in another router.

@@ -132,23 +132,36 @@ def test_or_the_router_goes_on(pair):
     assert isinstance(error, ZeroDivisionError)
 
 
-def test_a_function_can_stop_the_router_and_what_follows_stays(pair):
+def test_a_function_can_stop_the_router_which_then_takes_no_more(pair):
+    """What follows stays in the channel; here the library's own thread takes it."""
     ours, theirs = pair
-    came = queue.SimpleQueue()
+    came, all_put = queue.SimpleQueue(), threading.Event()
 
-    def stop(channel, message):
-        came.put(message)
-        channel.on_message(None)
-        router.stop()
+    def handle(_, message):
+        all_put.wait(LONG)
+        came.put((message, threading.current_thread().name.split()[0]))
+        if message == "last":
+            router.stop()
 
-    router = MessageRouter(ours)
-    ours.on_message(stop)
-    with router:
-        theirs.put("last")
-        theirs.put("for somebody else")
-        router.join(LONG)
-    assert came.get_nowait() == "last"
-    assert ours.get(timeout=LONG) == "for somebody else"
+    ours.on_message(handle)
+    router = MessageRouter(ours).start()
+    for message in ("first", "last", "for somebody else"):
+        theirs.put(message)
+    all_put.set()
+    router.join(LONG)
+    served = [came.get(timeout=LONG) for _ in range(3)]
+    assert served == [("first", "rmpi-router"), ("last", "rmpi-router"), ("for somebody else", "rmpi")]
+
+
+def test_a_condition_is_looked_at_after_each_message(pair, monkeypatch):
+    monkeypatch.setattr("rmpi.places.dispatching.GLANCE", LONG)
+    ours, theirs = pair
+    seen = []
+    ours.on_message(lambda _, message: seen.append(message))
+    with MessageRouter(ours, until=lambda: len(seen) == 2) as router:
+        theirs.put("one")
+        theirs.put("two")
+        router.join(LONG / 2)
 
 
 def test_two_routers_cannot_have_the_same_channel(pair):

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from rmpi.errors import DeadlineExceeded, UsageError
+from rmpi.places.dispatching import Clock
 from rmpi.places.managedprocess import process
-from rmpi.places.messagerouter import Clock, MessageRouter
+from rmpi.places.messagerouter import MessageRouter
 from rmpi.places.supervisor import restart_every
 
 LONG = 20.0
@@ -165,6 +166,22 @@ def test_it_is_restarted_as_its_policy_says():
     assert clock.moment == 10, "at once, and then twice after 5 s"
 
 
+def test_who_lived_long_is_restarted_again_and_again():
+    """Each look at the clock is twenty seconds after the last."""
+
+    class Clock20(Clock):
+        moment = 0.0
+
+        def now(self):
+            self.moment += 20
+            return self.moment
+
+    ended = []
+    program = process(["false"], ended.append, restart=restart_every(5, retries=1))
+    MessageRouter(program, clock=Clock20()).run(until=lambda: len(ended) >= 4)
+    assert len(ended) >= 4
+
+
 def test_that_it_is_given_up_is_logged(caplog):
     MessageRouter(process(["false"], restart=restart_every(5, retries=0))).run()
     assert caplog.messages == ["process(['false']) is not restarted any more: exit status 1, and no restart is allowed"]
@@ -196,6 +213,16 @@ def test_neither_is_who_waits_for_its_restart():
     assert program.wait() == 1
 
 
+def test_a_router_that_ends_does_not_wait_for_a_restart(monkeypatch):
+    monkeypatch.setattr("rmpi.places.managedprocess.GRACE", 1000)
+    ended = queue.SimpleQueue()
+    program = process(["false"], ended.put, restart=restart_every(1000))
+    with MessageRouter(program):
+        for _ in range(2):
+            assert ended.get(timeout=LONG) == 1
+    assert program.wait() == 1
+
+
 def test_a_program_that_is_no_longer_there_ends_the_router(tmp_path):
     script = tmp_path / "script"
     script.write_text('#!/bin/sh\nrm "$0"\n')
@@ -221,6 +248,20 @@ def test_it_runs_where_and_with_what_was_said(tmp_path, line):
     assert line.read() == f"{tmp_path} hello\n"
 
 
+@pytest.fixture
+def typed():
+    """This process has something to read."""
+    before, (reading, writing) = os.dup(0), os.pipe()
+    os.write(writing, b"for us")
+    os.close(writing)
+    os.dup2(reading, 0)
+    os.close(reading)
+    yield
+    os.dup2(before, 0)
+    os.close(before)
+
+
+@pytest.mark.usefixtures("typed")
 def test_it_leads_a_group_of_its_own_and_has_no_input(line):
     look = "import os, sys; print(os.getpgrp() == os.getpid(), repr(sys.stdin.read()), file=open(sys.argv[1], 'w'))"
     MessageRouter(process([sys.executable, "-c", look, line.path])).run()

@@ -13,7 +13,8 @@ import threading
 import pytest
 
 from rmpi.errors import DeadlineExceeded, UsageError
-from rmpi.places.messagerouter import Clock, MessageRouter, log_error
+from rmpi.places.dispatching import Clock
+from rmpi.places.messagerouter import MessageRouter, log_error
 from rmpi.places.timers import after, every
 
 LONG = 20.0
@@ -197,13 +198,15 @@ def test_it_ends_when_its_time_is_up(clock, entries):
 
 
 def test_what_was_due_before_the_end_is_served_late(clock, entries):
-    """This process was stopped from 0 to 9."""
-    router = MessageRouter(after(4.9, entries("before")), after(5, entries("then")), clock=clock)
-    router.start(until=5)
-    clock.settle(router)
-    clock.moment += 9
-    clock.bell.ring()
-    router.join(LONG)
+    """This process was stopped from 0 to 9, after the router had begun."""
+
+    class Stopped:
+        def register(self, desk):
+            clock.moment += 9
+            desk.finish()
+
+    router = MessageRouter(after(4.9, entries("before")), after(5, entries("then")), Stopped(), clock=clock)
+    router.run(until=5)
     assert entries.entries == [("before", 9)]
 
 
@@ -236,14 +239,28 @@ def test_a_function_can_stop_it(clock, entries):
 def test_what_was_handed_in_is_done_before_it_ends(entries):
     class Burst:
         def register(self, desk):
+            ending = threading.Event()
+            desk.when_ending(ending.set)
+            desk.submit(lambda: (router.stop(), ending.wait(LONG)))
             for number in range(5):
                 desk.submit(entries(number))
-            desk.submit(lambda: router.stop())
-            desk.submit(entries("last"))
 
     router = MessageRouter(Burst())
     router.run()
-    assert [name for name, _ in entries.entries] == [0, 1, 2, 3, 4, "last"]
+    assert [name for name, _ in entries.entries] == [*range(5)]
+
+
+def test_after_an_error_it_is_not(entries):
+    class Burst:
+        def register(self, desk):
+            ending = threading.Event()
+            desk.when_ending(ending.set)
+            desk.submit(lambda: (desk.fail(ValueError("one bad message")), ending.wait(LONG)))
+            desk.submit(entries("next"))
+
+    with pytest.raises(ValueError, match="one bad message"):
+        MessageRouter(Burst()).run()
+    assert entries.entries == []
 
 
 def test_it_runs_again_with_clocks_that_start_anew(clock, entries):
@@ -381,7 +398,7 @@ def test_an_error_is_not_lost_beside_an_exit():
 
 def test_what_waits_for_ever_is_left_behind_after_an_error(monkeypatch, caplog):
     """It may wait for an answer of the function that failed."""
-    monkeypatch.setattr("rmpi.places.messagerouter.GRACE", 0.01)
+    monkeypatch.setattr("rmpi.places.dispatching.GRACE", 0.01)
     answer = threading.Event()
     begun = threading.Event()
 
@@ -472,7 +489,7 @@ def test_ctrl_c_ends_it_and_closes_what_it_serves():
 
 
 def test_ctrl_c_does_not_wait_for_a_function_that_goes_on(monkeypatch, caplog):
-    monkeypatch.setattr("rmpi.places.messagerouter.GRACE", 0.01)
+    monkeypatch.setattr("rmpi.places.dispatching.GRACE", 0.01)
     gate = threading.Event()
 
     def wait():

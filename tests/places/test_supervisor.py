@@ -135,6 +135,12 @@ def test_after_its_last_restart_it_may_still_live_long():
     assert final is not None
 
 
+def test_a_slate_is_clean_after_more_than_reset_after():
+    policy = restart_every(5, retries=1, reset_after=20)
+    assert runs(policy, [1, 20]) == ([0, 1], GiveUp("killed by SIGKILL, after having been restarted once"))
+    assert runs(policy, [1, 20.1]) == ([0, 1, 21.1], None)
+
+
 def test_without_retries_it_goes_on_for_ever():
     assert runs(restart_every(5), [0.0] * 1000)[1] is None
 
