@@ -53,7 +53,8 @@ def control_pair() -> tuple[socket.socket, socket.socket]:
 class Control:
     """One end. `send` never blocks and never fails: a peer that is gone is found out by `receive`.
 
-    Several threads may send: what each has sent before it is in order.
+    Several threads may send: what each has sent before it is in order. So may a signal handler, in the middle of that:
+    whoever finds that somebody is sending leaves it to them, who look again when they are done.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -78,29 +79,41 @@ class Control:
         return self.flush()
 
     def flush(self) -> bool:
-        """Send what waits; True when nothing is left."""
-        with self._sending:
-            while self._queue:
-                data, fds = self._queue[0]
-                try:
-                    _send_fds(self._socket, data, fds)
-                except BlockingIOError:
+        """Send what waits. False: the peer does not take more now; True: nothing is left, or others are sending it."""
+        taken = True
+        while taken and self._queue:
+            if not self._sending.acquire(blocking=False):
+                return True
+            try:
+                taken = self._send_all()
+            finally:
+                self._sending.release()
+        return taken
+
+    def _send_all(self) -> bool:
+        while self._queue:
+            data, fds = self._queue[0]
+            try:
+                _send_fds(self._socket, data, fds)
+            except BlockingIOError:
+                return False
+            except OSError as error:
+                if error.errno in NO_ROOM:
                     return False
-                except OSError as error:
-                    if error.errno in NO_ROOM:
-                        return False
-                    if error.errno not in GONE:
-                        raise
-                    self._forget()  # the end of its file says so
-                    return True
+                if error.errno not in GONE:
+                    raise
+                self._forget()  # the end of its file says so
+                return True
+            if self._queue:  # else it was closed meanwhile
                 self._queue.popleft()
                 _close_all(fds)
         return True
 
     def drain(self) -> None:
         """Send what waits, however long that takes: for a process that is about to end."""
-        while not self.flush():
-            wait_for(self._socket.fileno(), select.POLLOUT, 1.0)
+        while self._queue:
+            if not self.flush():
+                wait_for(self._socket.fileno(), select.POLLOUT, 1.0)
 
     def receive(self) -> list[tuple[Message, list[int]]]:
         """The messages that have come, each with its descriptors; sets `closed` at the end.

@@ -187,6 +187,35 @@ def test_threads_may_send_at_the_same_time(pair):
 # -- ends ---------------------------------------------------------------------------------------------------
 
 
+def interrupt(monkeypatch, handler):
+    """The next message is sent, and before that is noted, a signal handler runs."""
+    send = control._send_fds
+
+    def interrupted(*args):
+        monkeypatch.setattr(control, "_send_fds", send)
+        send(*args)
+        handler()
+
+    monkeypatch.setattr(control, "_send_fds", interrupted)
+
+
+def test_a_signal_handler_may_send_in_the_middle_of_that(pair, monkeypatch):
+    one, two = pair
+    interrupt(monkeypatch, lambda: one.send(Connect(2)))
+    assert one.send(Connect(1))
+    assert heard(two) == [Connect(1), Connect(2)]
+
+
+def test_it_may_be_closed_in_the_middle_of_sending(pair, pipe, monkeypatch):
+    one, two = pair
+    interrupt(monkeypatch, one.close)
+    one.send(LinkTo(1, False), pipe)
+    ((message, fds),) = two.receive()
+    assert message == LinkTo(1, False)
+    for fd in fds:
+        os.close(fd)
+
+
 def test_the_end_comes_after_the_last_message(pair):
     one, two = pair
     one.send(Left())
