@@ -17,6 +17,7 @@ from rmpi.errors import WireError
 from rmpi.places.control import Control
 from rmpi.places.links import Links
 from rmpi.places.messages import Dial, LinkTo, Message, NoLink
+from rmpi.transport.interrupts import SHIELD
 
 if TYPE_CHECKING:
     from rmpi.transport.endpoint import Endpoint
@@ -68,8 +69,13 @@ class Attachment(ABC):
         self.endpoint.disown()
 
     def _tell(self, message: Message) -> None:
-        if not self._control.send(message):
-            self.endpoint.crank.post(self._flush)
+        shielded = SHIELD.enter()  # a handler that raises between sending and noting it would have it sent twice
+        try:
+            if not self._control.send(message):
+                self.endpoint.crank.post(self._flush)
+        finally:
+            if shielded:
+                SHIELD.leave()
 
     def _flush(self) -> None:
         """Send what the router was too slow to take. Within progress."""

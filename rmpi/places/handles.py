@@ -26,6 +26,7 @@ from rmpi.places.parcels import Call
 from rmpi.places.supervisor import Policy, policy_of
 from rmpi.places.system import running_system
 from rmpi.places.system_messages import LOCAL, EndNode, Find, Kill, PlaceGone, Spawn, Survey
+from rmpi.transport.peers import fresh
 from rmpi.wire.frames import CONTROL_LIMIT
 
 Kind = Literal["process", "thread"]
@@ -360,10 +361,10 @@ class Command:
             DeadlineExceeded: It had not after ``timeout`` seconds.
         """
         fate = self._fate
-        try:
-            self._place_member.endpoint.wait((fate.over,), Deadline.after(timeout))
-        except DeadlineExceeded:
-            raise DeadlineExceeded(f"{self.label} had not ended after {timeout:g} s") from None
+        if not self._place_member.endpoint.watch((fate.over,), Deadline.after(timeout)):  # others may wait for it too
+            raise DeadlineExceeded(f"{self.label} had not ended after {timeout:g} s")
+        if fate.over.error is not None:
+            raise fresh(fate.over.error)
         assert isinstance(fate.last, PlaceGone)
         return fate.last.status
 
@@ -382,7 +383,7 @@ class Command:
         """Call what is to be called here when it has ended. In a thread of its own."""
         fate = self._fate
         try:
-            self._place_member.endpoint.wait((fate.gone,))
+            self._place_member.endpoint.watch((fate.gone,))
         except Exception:  # this process leaves the system
             return
         function = getattr(policy, fate.last.then, None) if isinstance(fate.last, PlaceGone) else None

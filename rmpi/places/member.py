@@ -21,6 +21,7 @@ from rmpi.places.attachment import Attachment, spin_seconds
 from rmpi.places.control import Control, wait_for
 from rmpi.places.messages import Joined, Left, Message
 from rmpi.places.place import WELCOME_LIMIT
+from rmpi.places.reporter import shortened
 from rmpi.places.system_messages import (
     Answer,
     Declined,
@@ -360,7 +361,8 @@ class ForwardLogs(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             place = getattr(OF_THREAD, "place", 0)
-            self._member.log(Record(place, record.levelno, record.name, self.format(record), record.created))
+            text = shortened(self.format(record))
+            self._member.log(Record(place, record.levelno, record.name, text, record.created))
         except Exception:
             self.handleError(record)
 

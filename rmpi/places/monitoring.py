@@ -69,9 +69,9 @@ def monitor(place: Command | Channel) -> Channel:
             member.endpoint.go_on(ours.close)
 
     def begin() -> None:
+        fate.hears.append(hear)
         if fate.last is not None:
             hear(fate.last)
-        fate.hears.append(hear)
 
     member.endpoint.crank.post(begin)
     return theirs
