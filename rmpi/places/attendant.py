@@ -65,10 +65,13 @@ class Attendant:
                 _LOG.debug("%r is attended no more: %s", channel, error)
                 neglect(channel)
             return
+        except Exception:
+            _LOG.exception("a message of %r cannot be unpickled, and is gone", channel)
+            return
         try:
             if call is not None:
                 call()
-        except Exception:
+        except BaseException:  # SystemExit too: nobody would hear of it, and all channels would be left alone
             _LOG.exception("a function called with a message of %r raised", channel)
 
 

@@ -99,6 +99,9 @@ class Listener:
                     return True
                 log.warning("%s; it is to be restarted", error)
                 continue
+            except Exception as error:  # a message that cannot be unpickled, and is gone
+                desk.fail(error)
+                continue
             if call is None:
                 return False
             desk.do(call)

@@ -62,6 +62,25 @@ def test_a_function_is_called_with_each_message_and_its_channel(pair):
         assert came.get(timeout=LONG) == (ours, ["two"])
 
 
+class Unknown:
+    """What can be pickled, and not be made again."""
+
+    def __reduce__(self):
+        return int, ("no number",)
+
+
+def test_a_message_that_cannot_be_unpickled_is_an_error_like_those_of_functions(pair):
+    ours, theirs = pair
+    came, errors = listen(ours), queue.SimpleQueue()
+    with MessageRouter(ours, on_error=lambda source, error: errors.put((source, error))):
+        theirs.put(Unknown())
+        theirs.put("next")
+        assert came.get(timeout=LONG) == "next"
+    source, error = errors.get(timeout=LONG)
+    assert source is ours
+    assert isinstance(error, ValueError)
+
+
 def test_messages_of_a_channel_keep_their_order_and_those_of_several_do_not_wait(pair):
     """The function of the first channel takes its time; that of the second goes on."""
     other, others = channel_pair()

@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import sys
 import threading
 
 import pytest
@@ -271,6 +272,41 @@ def test_what_a_function_raises_is_logged_and_the_next_message_handled(two, call
         assert wait_until(lambda: len(caplog.records) == 2)
     assert "<Channel to place 1" in caplog.text
     assert "ZeroDivisionError" in caplog.text
+
+
+class Unknown:
+    """What can be pickled, and not be made again."""
+
+    def __reduce__(self):
+        return int, ("no number",)
+
+
+def test_what_cannot_be_unpickled_is_logged_and_the_next_message_handled(two, calls, caplog):
+    (first, _), (to_first, _) = two
+    with caplog.at_level(logging.ERROR, "rmpi.places"):
+        first.on_message(calls)
+        to_first.put(Unknown())
+        to_first.put("next")
+        assert calls.wait(1) == [(first, "next")]
+        first.close()
+    assert "cannot be unpickled" in caplog.text
+
+
+def test_a_function_that_wants_to_end_the_program_ends_nothing(two, calls, caplog):
+    (first, _), (to_first, _) = two
+
+    def leave(channel, value):
+        calls(channel, value)
+        sys.exit(value)
+
+    with caplog.at_level(logging.ERROR, "rmpi.places"):
+        first.on_message(leave)
+        to_first.put(1)
+        to_first.put(2)
+        assert len(calls.wait(2)) == 2
+        first.close()
+        assert wait_until(lambda: len(caplog.records) == 2)
+    assert "SystemExit: 1" in caplog.text
 
 
 def test_one_thread_attends_all_channels_until_they_end(realm, two, calls):
