@@ -629,7 +629,8 @@ class Directory:
         if entry.endpoint:
             return self._stop(entry, signal)
         if isinstance(entry.last, PlaceDown):
-            return self._gone(entry, End(0, "ended while it was down"), entry.last.status)
+            others = self._carry_out(self._groups.leave(entry.number, self._now))
+            return [*self._gone(entry, End(0, "ended while it was down"), entry.last.status), *others]
         return self._ended_place(entry, End(0, "it was ended"), 0)
 
     def _stop(self, entry: PlaceEntry, signal: int) -> list[Action]:

@@ -882,6 +882,24 @@ def test_one_of_a_group_is_ended_on_purpose_and_the_others_go_on(stage):
     comes_back(stage, b)
 
 
+def test_one_of_a_group_is_ended_on_purpose_while_it_waits_for_another(stage):
+    """It never comes back, whatever becomes of the others."""
+    (a, first), (b, second) = (stage.place(rule=ALWAYS) for _ in "ab")
+    united(stage, "one_for_all", a, b)
+    stage.exits(first, 1, left=False)  # and the other is asked to end
+    stage.asks(PROGRAM, Kill, a, SIGTERM)
+    stage.exits(second, -SIGTERM)
+    stage.heard()
+    stage.did()
+    stage.happens(Due(("place", a)))
+    stage.happens(Due(("place", b)))
+    ((_, start),) = stage.posted(Start)
+    stage.runs(start.endpoint)
+    stage.says(start.endpoint, Started(0))
+    stage.exits(start.endpoint, 1, left=False)
+    assert {each.place for each in stage.heard() if not isinstance(each, Answer)} == {b}
+
+
 def test_the_node_of_one_of_a_group_is_lost_for_good(stage):
     a, _ = stage.place(stage.node(), rule=ALWAYS)
     b, at_b = stage.place(rule=ALWAYS)
