@@ -41,6 +41,7 @@ from rmpi.places.messages import (
     Forked,
     LinkTo,
     Message,
+    NoLink,
     Note,
     Reaped,
     Signal,
@@ -339,14 +340,27 @@ class Node:
             self._loop.modify(place.control.fileno(), select.EPOLLIN | select.EPOLLOUT)
 
     def _join(self, first: int, second: int) -> None:
-        one, two = socket.socketpair()
+        try:
+            one, two = socket.socketpair()
+        except OSError as error:
+            for endpoint, peer in ((first, second), (second, first)):
+                self._no_link(endpoint, peer, error)
+            return
         for place, peer, sock in ((first, second, one), (second, first, two)):
             self._link(place, peer, sock)
             sock.close()
 
     def _link(self, endpoint: int, peer: int, sock: socket.socket, *, relayed: bool = False) -> None:
         if endpoint in self._places:
-            self._tell(self._places[endpoint], LinkTo(peer, relayed), (sock.fileno(),))
+            try:
+                self._tell(self._places[endpoint], LinkTo(peer, relayed), (sock.fileno(),))
+            except OSError as error:
+                self._no_link(endpoint, peer, error)
+
+    def _no_link(self, endpoint: int, peer: int, error: OSError) -> None:
+        """That this process has too many files open is bad for two places, and no reason to end all of them."""
+        if endpoint in self._places:
+            self._tell(self._places[endpoint], NoLink(peer, f"its node cannot join them: {_reason(error)}"))
 
     def _hand_over(self, connection: int, endpoint: int, peer: int) -> None:
         sock = self._connections.pop(connection)
