@@ -197,6 +197,7 @@ class Guest:
             while not self.over:
                 self._loop.run_once()
         finally:
+            self._lost("its thread has failed")  # unless it is over
             self._node.close()
             self._uplink.close()
             self._loop.close()

@@ -36,7 +36,10 @@ class Lines:
         *lines, rest = bytes(held).split(b"\n")
         if not data or len(rest) > HOLD:
             lines, rest = [*lines, *([rest] if rest else [])], b""
-        held[:] = rest
+        if data:
+            held[:] = rest
+        else:
+            del self._held[source, stream]
         return [line.decode(errors="replace") for line in lines]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import select
+import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from typing import Protocol
@@ -97,6 +98,18 @@ class SpawnerProcess:
 
     def disown(self) -> None:
         self._control.close()
+
+    def abandon(self) -> None:
+        """Have it end, as `end` does, and wait for that: the loop turns no more."""
+        self._control.close()
+        try:
+            self._process.wait(SPAWNER_GRACE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        os.close(self._pidfd)
+        assert self._process.stderr is not None
+        self._process.stderr.close()
 
     def _insist(self) -> None:
         if self._process.poll() is None:

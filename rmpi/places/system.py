@@ -141,10 +141,14 @@ class Head:
         try:
             while not self._is_over():
                 self._loop.run_once()
+        except BaseException as error:
+            self._ending = True
+            self.warn(f"the head of this system has failed, which ends all of it: {type(error).__name__}: {error}")
+            raise
         finally:
             for remote in self._remotes.values():
                 self._hang_up(remote)
-            self._node.close()
+            self._node.abandon()
             self._loop.close()
             self._over.set()
 
@@ -209,7 +213,10 @@ class Head:
                 {"place": log.label, "node": log.node},
             )  # fmt: skip
             record.created = log.record.created
-            logger.handle(record)
+            try:
+                logger.handle(record)
+            except Exception as error:  # a filter's, or a handler's, that are the program's
+                self.warn(f"logging a record of {log.label} raised {type(error).__name__}: {error}")
 
     # ---------------------------------------------------------------------------------- other nodes
 
@@ -472,8 +479,6 @@ class System(Head):
 
     def close(self, grace: float = GRACE) -> None:
         """End all places and nodes: they are asked to, and after the grace they are killed."""
-        if self._over.is_set():
-            return
         self.member.close()
         self._loop.post(partial(self._begin_end, grace))
         self._over.wait(grace + STOP_LIMIT + 1.0)

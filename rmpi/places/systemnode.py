@@ -216,6 +216,12 @@ class SystemNode(Node):
             del self._places[place.endpoint]
             self.step(PlaceExited(place.endpoint, 0))
 
+    def abandon(self) -> None:
+        """Close everything at once. A spawner ends of that, and all that it has started."""
+        if isinstance(self._spawner, SpawnerProcess):
+            self._spawner.abandon()
+        self.close()
+
     def close_up(self) -> None:
         """There is no place here any more. `Outside.gone` follows, when what it has said is where it belongs."""
         self._closing = True
