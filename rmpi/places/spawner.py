@@ -28,7 +28,7 @@ from collections.abc import Iterable
 from rmpi.errors import LaunchError, WireError
 from rmpi.places.birth import HELD, become_place, needs_exec, start_fresh
 from rmpi.places.control import Control
-from rmpi.places.messages import Fork, Forked, Note, Reaped, Refused, Signal, SignalPlace, Up
+from rmpi.places.messages import NO_RANK, Fork, Forked, Note, Reaped, Refused, Signal, SignalPlace, Up
 from rmpi.places.processes import (
     become_subreaper,
     die_with_parent,
@@ -67,7 +67,7 @@ class Spawner:
             while came:
                 message, fds = came.popleft()
                 if isinstance(message, Fork):
-                    if self._fork(message):
+                    if self._fork(message, fds):
                         self._give_back(fd for _, others in came for fd in others)
                         return message, fds
                     for fd in fds:
@@ -84,11 +84,18 @@ class Spawner:
         signal.set_wakeup_fd(-1)
         return None
 
-    def _fork(self, message: Fork) -> bool:
+    def _fork(self, message: Fork, fds: list[int]) -> bool:
         """True in the child."""
         parent = os.getpid()
         signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
+            if message.rank != NO_RANK:  # a job cannot do without it
+                raise
+            self._say_for(message, fds[3], f"no process can be made for it here: {error.strerror}")
+            return False
         if pid:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
             self._endpoint_of[pid] = message.endpoint
@@ -97,6 +104,15 @@ class Spawner:
         die_with_parent(parent)
         reset_signals()
         return True
+
+    def _say_for(self, message: Fork, control: int, text: str) -> None:
+        """A place of a system that cannot be forked: the others go on, and whoever wanted it is told."""
+        from rmpi.places.system_messages import NotStarted  # late: a job has no use for them
+
+        place = Control(socket.socket(fileno=os.dup(control)))
+        place.send(NotStarted(0, "LaunchError", text))
+        place.close()
+        self._control.send(Reaped(message.endpoint, 125))
 
     def _give_back(self, fds: Iterable[int]) -> None:
         """In a forked place: close what is the spawner's, and only that; preloaded modules may have files open."""

@@ -1,5 +1,6 @@
 """A spawner, with its node played by the test: what it says when it comes up, and what becomes of a Fork."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from rmpi.places import ignition
 from rmpi.places.birth import needs_exec
 from rmpi.places.control import Control, control_pair, wait_for
 from rmpi.places.ignition import Ignition, thread_limits
-from rmpi.places.messages import Fork, Note, Reaped, Refused, Up
+from rmpi.places.messages import NO_RANK, Fork, Note, Reaped, Refused, Up
+from rmpi.places.spawner import Spawner
+from rmpi.places.system_messages import NotStarted
 
 pytestmark = pytest.mark.usefixtures("no_leak")
 
@@ -99,6 +102,28 @@ def test_only_other_values_of_such_variables_need_an_exec(monkeypatch):
     assert needs_exec(place(OMP_NUM_THREADS="1"))
     assert needs_exec(place(LD_PRELOAD="x.so"))
     assert not needs_exec(place("command", LD_PRELOAD="x.so"))
+
+
+def test_a_place_for_which_there_is_no_process_leaves_the_others_alone(monkeypatch):
+    """But of a job, no rank is dispensable."""
+    ends = [Control(sock) for pair in (control_pair(), control_pair()) for sock in pair]
+    node, spawner_end, node_of_place, place = ends
+    forking = Spawner(spawner_end)
+
+    def no_more():
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", no_more)
+    fds = [0, 1, 2, place.fileno()]
+    assert not forking._fork(Fork(7, NO_RANK, "code", "", ("x",), {}, "/"), fds)
+    assert [message for message, _ in node.receive()] == [Reaped(7, 125)]
+    ((said, _),) = node_of_place.receive()
+    assert said == NotStarted(0, "LaunchError", "no process can be made for it here: Resource temporarily unavailable")
+    with pytest.raises(BlockingIOError):
+        forking._fork(Fork(8, 0, "code", "", ("x",), {}, "/"), fds)
+    forking._give_back([])
+    for end in ends:
+        end.close()
 
 
 # -- imports ------------------------------------------------------------------------------------------------
