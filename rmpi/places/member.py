@@ -239,12 +239,16 @@ class Member(Attachment):
         self.endpoint.finish(deadline)
         self._tell(Left())
         self._control.drain()
-        self.endpoint.close()
+        self._close_endpoint("this process has left the system")
 
-    def close(self) -> None:
-        """Drop everything at once."""
-        self.endpoint.close()
+    def close(self, why: str = "this process has left the system") -> None:
+        """Drop everything at once. Whoever wants something then is told ``why`` that cannot be."""
+        self._close_endpoint(why)
         self._control.close()
+
+    def _close_endpoint(self, why: str) -> None:
+        self.endpoint.crank.why_closed = why
+        self.endpoint.close()
 
     # ---------------------------------------------------------------------- what the head says
 

@@ -355,7 +355,7 @@ class Head:
         if remote.booted is not None:
             thread = threading.Thread(target=remote.booted.close, name="rmpi hangs up", daemon=True)
             thread.start()
-            self._hanging_up.append(thread)
+            self._hanging_up = [*(each for each in self._hanging_up if each.is_alive()), thread]
             remote.booted = None
 
     def _spared(self) -> frozenset[int]:
@@ -479,7 +479,7 @@ class System(Head):
 
     def close(self, grace: float = GRACE) -> None:
         """End all places and nodes: they are asked to, and after the grace they are killed."""
-        self.member.close()
+        self.member.close("the system that this belongs to was ended, by places.shutdown()")
         self._loop.post(partial(self._begin_end, grace))
         self._over.wait(grace + STOP_LIMIT + 1.0)
         self._thread.join(STOP_LIMIT)

@@ -67,6 +67,7 @@ class Crank:
         lock: Held for every change of the endpoint's state.
         spin: Seconds to look again before sleeping.
         crowded: Ranks outnumber cores: it spins over shared memory alone, and gives way to others meanwhile.
+        why_closed: What those are told who want something when it is closed.
         after: Called without the lock after a turn, if `attention` is set: for what must not hold it.
     """
 
@@ -89,7 +90,7 @@ class Crank:
         self._leader = 0
         self._attending: set[object] = set()
         self._busy: set[int] = set()  # threads that run what must not wait
-        self._why_closed = "this endpoint is closed"
+        self.why_closed = "this endpoint is closed"
         self._asleep = False
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll = select.epoll()
@@ -418,7 +419,7 @@ class Crank:
         """`close` in a forked child, with a lock of its own; whoever leads does not exist here."""
         self.lock = threading.Lock()
         self.leads = self._asleep = False
-        self._why_closed = "this process was forked from a rank; only the rank itself may communicate"
+        self.why_closed = "this process was forked from a rank; only the rank itself may communicate"
         self.close()
 
     def close(self) -> None:
@@ -445,7 +446,7 @@ class Crank:
 
     def closed_error(self) -> ChannelClosed:
         """Why nothing can be communicated any more."""
-        return ChannelClosed(self._why_closed)
+        return ChannelClosed(self.why_closed)
 
 
 def _release(follower: threading.Lock) -> None:

@@ -1,14 +1,17 @@
 """The head of a system in the program's own process: what the program does to it, and its own end."""
 
+import errno
 import logging
 import os
 import select
+import socket
 import threading
+from functools import partial
 
 import pytest
 
 from rmpi import places
-from rmpi.errors import PeerLost
+from rmpi.errors import ChannelClosed, PeerLost
 from rmpi.places import system
 from rmpi.places.printing import Lines
 from rmpi.places.system_messages import Record
@@ -56,6 +59,30 @@ def test_a_head_that_fails_says_so_and_all_ends(head, capfd, monkeypatch):
     assert [each.exc_type for each in raised] == [ZeroDivisionError]
     assert "rmpi: the head of this system has failed, which ends all of it: ZeroDivisionError" in capfd.readouterr().err
     assert places.here().status().state == "up"  # of a new one
+
+
+def test_too_many_open_files_cost_two_places_their_link(head, monkeypatch):
+    place = places.here().spawn("row_places:echo")
+
+    def shortage(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(socket, "socketpair", shortage)
+    place.put("Hello")
+    with pytest.raises(PeerLost, match="its node cannot join them: Too many open files"):
+        place.get(SOON)
+    assert head.member.endpoint.linked
+    assert places.here().status().places[0].label == place.label
+
+
+@pytest.mark.usefixtures("head")
+def test_after_the_end_everybody_is_told_which():
+    node = places.here()
+    sleep = node.spawn_command(["sleep", "600"])
+    places.shutdown()
+    for want in (node.status, sleep.wait, sleep.kill, partial(node.connect, "bank")):
+        with pytest.raises(ChannelClosed, match=r"was ended, by places.shutdown\(\)"):
+            want()
 
 
 def test_nothing_is_kept_of_output_that_has_ended():
