@@ -7,6 +7,7 @@ its channels as anybody would, and takes a message only while no other thread wa
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from typing import TYPE_CHECKING
 
@@ -97,3 +98,13 @@ def neglect(channel: Channel) -> None:
         attendant = _attendants.get(channel.endpoint)
         if attendant is not None:
             attendant.remove(channel)
+
+
+def _forget() -> None:
+    """In a forked child there is no such thread, and perhaps one held the lock."""
+    global _LOCK
+    _LOCK = threading.Lock()
+    _attendants.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
