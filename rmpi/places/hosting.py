@@ -20,6 +20,7 @@ from importlib import import_module
 from types import TracebackType
 from typing import Any
 
+from rmpi.deadline import Deadline
 from rmpi.errors import ChannelClosed, LaunchError, UsageError
 from rmpi.places import membership
 from rmpi.places.channel import Address, Mailbox
@@ -31,6 +32,9 @@ from rmpi.places.reporter import shortened, traceback_text
 from rmpi.places.system_messages import NotStarted, RunThread, Started, StopThread, ThreadEnded
 
 CRASHED = 1
+
+FLUSH_LIMIT = 10.0
+"""Seconds for what a thread has put to go out, before others are told that it has ended."""
 
 with suppress(ImportError):
     import_module("cloudpickle")  # what travels by value needs it; the spawner imports this module for all its places
@@ -178,6 +182,7 @@ class ThreadHost:
             last = ThreadEnded(place, *_outcome(begin, mailbox))
         del self._mailboxes[place]
         mailbox.close()  # before the head may start it again: its next incarnation has the same inbox
+        member.endpoint.flush(Deadline.after(FLUSH_LIMIT))
         member.tell(last)
 
 

@@ -171,7 +171,7 @@ class Inlet(Outlet):
         return (
             self._aside is None
             and self._in is not NO_SHORTCUT
-            and (self._where is None or self._where.endpoint != 0)
+            and (self._where is None or (self._where.endpoint != 0 and not self._where.shares))
             and self._why_over() is None
         )
 
@@ -337,7 +337,8 @@ class Inlet(Outlet):
     def _why_over(self) -> PeerLost | None:
         """Why it is of no use to wait; None: it is.
 
-        Who has ended well may have sent more, which is on its way; the transport knows when all has come (`_members`).
+        Who has ended well may have sent more, which is on its way; the transport knows when all has come (`_members`),
+        unless others go on there. These send all before it is told that they have ended.
         """
         where = self._where
         if where is None:

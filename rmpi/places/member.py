@@ -72,6 +72,8 @@ class Fate:
     def heard(self, news: News) -> None:
         if news == self.last:  # it is told to each that asks
             return
+        if isinstance(news, PlaceShown) and not self.gone.done:  # the rest of what was told before we asked
+            return
         match news:
             case PlaceAt(_, _, _, pid, restarts, _):
                 self.pid, self.restarts = pid, restarts
@@ -280,7 +282,7 @@ class Member(Attachment):
             fate.heard(news)
         if isinstance(news, PlaceGone):  # whoever asks again is told again
             self._whereabouts.pop(news.place, None)
-        elif isinstance(news, PlaceShown):
+        if fate is not None and fate.over.done:
             self._fates.pop(news.place, None)
 
     def _move(self, whereabouts: Whereabouts, news: News) -> None:

@@ -24,6 +24,7 @@ from rmpi.places.messages import (
     Carried,
     Carry,
     Connect,
+    Dial,
     Everyone,
     Exited,
     FromPlace,
@@ -145,7 +146,12 @@ class Outpost:
     def _head_said(self, message: Message) -> list[Action]:
         match message:
             case ToPlace(endpoint, packed):
-                return [Tell(endpoint, unpack(packed))] if endpoint in self._labels else []
+                told = unpack(packed)
+                if endpoint not in self._labels:
+                    return []
+                if isinstance(told, Dial):  # perhaps for the other one's sake
+                    self._peers[endpoint].add(told.peer)
+                return [Tell(endpoint, told)]
             case EndpointGone():
                 return self._tell_peers(message)
             case RelayTo(endpoint, peer) if endpoint in self._labels:

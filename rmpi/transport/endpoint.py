@@ -719,6 +719,21 @@ class Endpoint:
             if shielded:
                 SHIELD.leave()
 
+    def flush(self, deadline: Deadline = Deadline.NEVER) -> bool:
+        """Everything that was sent so far is out. False: time ran out first."""
+        shielded = SHIELD.enter()
+        try:
+            with self.crank.lock:
+                unsettled = self._ends.unsettled()
+            while unsettled and not deadline.passed():
+                self.crank.nap(min(deadline.left(), SETTLE_STEP))
+                with self.crank.lock:
+                    unsettled &= self._ends.unsettled()
+            return not unsettled
+        finally:
+            if shielded:
+                SHIELD.leave()
+
     def _settled(self) -> bool:
         with self.crank.lock:
             return self._ends.settled()

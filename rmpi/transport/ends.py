@@ -164,7 +164,12 @@ class Ends:
 
     def settled(self) -> bool:
         """Whether everything that was sent is out."""
-        return all(self._is_settled(peer) for i, peer in self._peers.known.items() if i != self._ident)
+        return not self.unsettled()
+
+    def unsettled(self) -> frozenset[int]:
+        """Peers to which something is still to go out."""
+        others = ((i, peer) for i, peer in self._peers.known.items() if i != self._ident)
+        return frozenset(i for i, peer in others if not self._is_settled(peer))
 
     def _is_settled(self, peer: Peer) -> bool:
         if peer.ended is not None:

@@ -14,6 +14,7 @@ from rmpi.places.messages import (
     Carry,
     Connect,
     Crashed,
+    Dial,
     Everyone,
     Exited,
     FromPlace,
@@ -137,7 +138,11 @@ def test_only_those_hear_of_an_end_here_that_were_connected(node, known_by, how)
     assert told == [Tell(each, EndpointGone(A, "a on n1", "killed by SIGKILL", True)) for each in known_by]
 
 
-@pytest.mark.parametrize("how", [PlaceSaid(A, Connect(FAR)), CameIn(7, FAR, A), NodeSaid(HEAD, RelayTo(A, FAR))])
+DIALS = NodeSaid(HEAD, ToPlace(A, pack(Dial(FAR, (("10.0.0.2", 4000),), bytes(32), 2.0))))
+"""Because the other one asked for a link, and does not find the door here."""
+
+
+@pytest.mark.parametrize("how", [PlaceSaid(A, Connect(FAR)), CameIn(7, FAR, A), NodeSaid(HEAD, RelayTo(A, FAR)), DIALS])
 def test_only_those_hear_of_an_end_elsewhere_that_were_connected(node, how):
     node.step(how)
     gone = EndpointGone(FAR, "far on n2", "finished", False)
