@@ -53,12 +53,13 @@ class Attachment(ABC):
         self.endpoint.crank.register(control.fileno(), self._ready)
 
     def _make_endpoint(self, ident: int, *, crowded: bool, unmatched_limit: int) -> Endpoint:
+        from rmpi.transport.crank import SPIN
         from rmpi.transport.endpoint import Endpoint
 
         return Endpoint(
             ident,
             lambda peer: self._links.connect(peer),
-            spin=spin_seconds(),
+            spin=spin_seconds(SPIN),
             crowded=crowded,
             unmatched_limit=unmatched_limit,
             name_of=self._name_of,
@@ -117,8 +118,6 @@ class Attachment(ABC):
         """How many endpoints share the memory that this machine has for rings, this one included."""
 
 
-def spin_seconds() -> float:
-    """How long to look before sleeping, unless the environment says otherwise."""
-    from rmpi.transport.crank import SPIN
-
-    return float(os.environ.get("RMPI_SPIN", SPIN))
+def spin_seconds(usual: float) -> float:
+    """How long to look before sleeping: so long, unless the environment says otherwise."""
+    return float(os.environ.get("RMPI_SPIN", usual))

@@ -148,7 +148,7 @@ class Member(Attachment):
         return membership.new_endpoint(
             ident,
             self._connect,
-            spin=spin_seconds(),
+            spin=spin_seconds(SPIN),
             crowded=crowded,
             unmatched_limit=unmatched_limit,
             name_of=self._name_of,
@@ -348,6 +348,10 @@ class Member(Attachment):
         """Places come and go, so nobody knows: the more links we have, the smaller are the next ones."""
         return max(NEIGHBOURS, 2 * self.endpoint.linked)
 
+
+SPIN = 1e-4
+"""Seconds to look before sleeping: a tenth of a rank's, for nobody knows how many places share the cores, and to be
+waited for by a server that looks for longer than an answer takes costs the others more than it saves."""
 
 NEIGHBOURS = 16
 """Among so many places of a machine the memory for rings is divided, as long as there are no more links than half."""
