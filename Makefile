@@ -21,8 +21,8 @@ check: $(BIN)/rmpi-run        ## lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-soak: $(BIN)/rmpi-run         ## the concurrent tests, fifty times; about half an hour
-	for i in $$(seq 50); do $(BIN)/python -m pytest -q -x tests/transport tests/comm tests/launcher || exit 1; done
+soak: $(BIN)/rmpi-run         ## the concurrent tests, fifty times; an hour and more
+	for i in $$(seq 50); do $(BIN)/python -m pytest -q -x tests/transport tests/comm tests/launcher tests/places tests/rpc || exit 1; done
 
 huge: $(BIN)/rmpi-run        ## messages of 2 GiB and more; minutes, and 13 GiB of memory
 	RMPI_HUGE=1 $(BIN)/python -m pytest -q tests/comm/test_huge.py
