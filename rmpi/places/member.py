@@ -372,7 +372,8 @@ class ForwardLogs(logging.Handler):
         try:
             place = getattr(OF_THREAD, "place", 0)
             text = shortened(self.format(record))
-            self._member.log(Record(place, record.levelno, record.name, text, record.created))
+            level, created = int(record.levelno), float(record.created)  # routers take nothing that is only like them
+            self._member.log(Record(place, level, record.name, text, created))
         except Exception:
             self.handleError(record)
 

@@ -185,7 +185,15 @@ class Standing(Head):
     def _log(self, log: Log) -> None:
         """Where it was started, people read it: what they want to, they said when they spawned the place."""
         record = log.record
-        moment = datetime.fromtimestamp(record.created).strftime("%Y-%m-%d %H:%M:%S")
+        moment = _moment(record.created)
         level = logging.getLevelName(record.level)
         for line in record.text.split("\n"):
             self._printer.say(f"{moment} {level} [{log.label}] {record.logger}: {line}")
+
+
+def _moment(seconds: float) -> str:
+    """When a record was made, as whoever made it says: that may be no time at all."""
+    try:
+        return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, OSError):
+        return f"at {seconds:g}"

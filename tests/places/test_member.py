@@ -101,6 +101,12 @@ def test_a_record_of_any_length_is_logged_without_its_middle(head, member):
     assert "characters left out" in said.text
 
 
+def test_a_record_may_have_numbers_of_any_kind(head, member):
+    record = logging.makeLogRecord({"name": "row", "levelno": True, "msg": "text", "created": 5})
+    ForwardLogs(member).emit(record)
+    assert told(head) == [Record(0, 1, "row", "text", 5.0)]
+
+
 def test_a_signal_that_raises_has_nothing_said_twice(head, member, monkeypatch):
     send = control._send_fds
 

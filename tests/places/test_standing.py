@@ -1,6 +1,8 @@
 """Nodes that people start by hand, and programs that join them: real processes, which talk over loopback."""
 
+import math
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,6 +22,7 @@ from rmpi.places import membership
 from rmpi.places.door import dial
 from rmpi.places.keyfile import read_key, write_new_key
 from rmpi.places.messages import FromPlace, Left, Refused, pack, unpack
+from rmpi.places.standing import _moment
 from rmpi.places.standingcommand import main
 from rmpi.places.system_messages import GUEST, Attach, Enrolled, Kill
 from rmpi.wire.decoder import FrameDecoder
@@ -458,3 +461,9 @@ def test_a_stranger_at_the_door_disturbs_nobody(node, there):
         sock.settimeout(LIMIT)
         assert sock.recv(1) == b""  # there is no such place
     assert there.status().label == "alpha"
+
+
+def test_the_moment_of_a_record_may_be_none():
+    """It is what a place says, and no reason for a node to end."""
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", _moment(0.0))
+    assert [_moment(seconds) for seconds in (1e20, math.nan, math.inf)] == ["at 1e+20", "at nan", "at inf"]
