@@ -49,8 +49,8 @@ def write_line(_source: int, stream: int, line: str) -> None:
     try:
         target.write(line + "\n")
         target.flush()
-    except (OSError, ValueError, AttributeError):  # nobody reads it, it was closed, or there is none
-        pass
+    except Exception:  # nobody reads it, it was closed, there is none, or it is the program's own and fails
+        pass  # for want of a place to say so; the thread that writes has others to serve
 
 
 class Printer:

@@ -5,6 +5,7 @@ import logging
 import os
 import select
 import socket
+import sys
 import threading
 from functools import partial
 
@@ -13,7 +14,7 @@ import pytest
 from rmpi import places
 from rmpi.errors import ChannelClosed, PeerLost
 from rmpi.places import system
-from rmpi.places.printing import Lines
+from rmpi.places.printing import Lines, Printer
 from rmpi.places.system_messages import Record
 
 SOON = 20
@@ -83,6 +84,24 @@ def test_after_the_end_everybody_is_told_which():
     for want in (node.status, sleep.wait, sleep.kill, partial(node.connect, "bank")):
         with pytest.raises(ChannelClosed, match=r"was ended, by places.shutdown\(\)"):
             want()
+
+
+def test_a_stream_of_the_programs_that_fails_ends_no_output(monkeypatch):
+    """Whoever waits for a place waits until all that it wrote was shown."""
+    written = []
+
+    class Stream:
+        def write(self, text):
+            written.append(text)
+            raise RuntimeError
+
+    monkeypatch.setattr(sys, "stderr", Stream())
+    printer = Printer(None, lambda: None)
+    for line in ("one", "two"):
+        printer.say(line)
+    printer.write(1, 2, b"three\nfour\n", lambda: written.append("shown"))
+    printer.close()
+    assert written == ["one\n", "two\n", "three\n", "four\n", "shown"]
 
 
 def test_nothing_is_kept_of_output_that_has_ended():
