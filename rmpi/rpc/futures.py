@@ -13,6 +13,7 @@ cancelled. Whoever takes it out of the first, which one operation of a dict does
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Generator
 from concurrent.futures import Future as StandardFuture
 from itertools import count
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from rmpi.rpc.connection import Connection
 
 T = TypeVar("T")
+
+_LOG = logging.getLogger("rmpi.rpc")
 
 CANCEL_PATIENCE = 0.05
 """Seconds that `Future.cancel` waits for room; beyond, the server is not told, and may execute the call in vain."""
@@ -180,6 +183,8 @@ class Answers:
                 self._led = True
             try:
                 self._take(None)
+            except SystemExit:  # of a callback: here it would end this thread alone, and others wait for their answers
+                _LOG.exception("a callback of an answer of %s called sys.exit()", self._connection.label)
             finally:
                 self._lead_no_more()
 

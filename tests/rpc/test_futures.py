@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import pickle
+import sys
 import threading
 
 import pytest
@@ -146,6 +147,18 @@ def test_the_thread_that_takes_answers_ends_with_the_last(worker):
         thread.join(20)
     assert threads_of_answers() == []
     assert worker.work.future(3).result(20) == 9
+
+
+def test_a_callback_that_wants_to_end_the_program_keeps_no_answer_from_others(worker, caplog):
+    told = threading.Event()
+    first = worker.wait.future()
+    first.add_done_callback(lambda _future: sys.exit("now"))
+    worker.work.future(2).add_done_callback(lambda _future: told.set())
+    worker.may_go.release()
+    assert told.wait(20)
+    assert "called sys.exit()" in caplog.text
+    for thread in threads_of_answers():
+        thread.join(20)
 
 
 def test_a_look_is_enough_to_be_told(worker):
