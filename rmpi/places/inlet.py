@@ -89,6 +89,7 @@ class Inlet(Outlet):
         self._awaited: list[Receive] = []  # of threads that get
         self._former = 0  # of this endpoint,
         self._in_doubt = False  # and something may be lost by it
+        self._doubtful = 0  # so many messages
         self._aside: Aside | None = None
         self._sorting = RLock()  # held while messages are put aside; not while waiting
         self._laid_aside = Operation()  # ends, and is replaced, when some were
@@ -201,6 +202,9 @@ class Inlet(Outlet):
             self._fail(f"get from {self._whence()}", error)
         self._received += 1
         self._answered = self._sent
+        if self._in_doubt and came.source == self._former:  # it came in the same breath as the news of the end
+            self._lost -= self._doubtful
+            self._in_doubt = False
         if shielded:
             SHIELD.leave(self._put_back, came)
         return result
@@ -419,7 +423,8 @@ class Inlet(Outlet):
         """As a `Follower`: `get` tells of it, once."""
         lost = self._lost
         super().place_ended(former)
-        self._in_doubt = self._lost > lost or (self._pending and self._in_doubt)
+        self._doubtful = self._lost - lost
+        self._in_doubt = self._doubtful > 0 or (self._pending and self._in_doubt)
         self._pending, self._former = True, former
 
     def _unheard(self, former: int) -> int:
