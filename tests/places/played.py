@@ -80,6 +80,13 @@ def found(channel):
     channel.get()
 
 
+def look_for(channel, name):
+    try:
+        channel.put(repr(places.connect(name)))
+    except Exception as error:
+        channel.put(f"{type(error).__name__}: {error}")
+
+
 def try_to_shut_down(channel):
     try:
         places.shutdown()

@@ -438,16 +438,6 @@ def test_what_places_write_can_be_captured(extra, capsys):
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.usefixtures("system")
-def test_what_places_write_can_be_labelled_or_discarded(capsys):
-    with places.create_node(output="label", name="talks") as talks, places.create_node(output="discard") as silent:
-        for each in (talks, silent):
-            assert each.spawn("played:write", name="one").wait(LIMIT) == 0
-    written = capsys.readouterr()
-    assert written.out == "[one on talks] to stdout\n[one on talks] an unfinished line\n"
-    assert written.err == "[one on talks] to stderr\n"
-
-
 @pytest.mark.parametrize("kind", ["process", "thread"])
 def test_what_places_log_is_logged_here(node, caplog, kind):
     with caplog.at_level(logging.WARNING):
@@ -515,11 +505,15 @@ def test_a_place_cannot_end_the_system_it_is_part_of(node):
 # -- nodes --------------------------------------------------------------------------------------------------
 
 
-def test_a_node_ends_with_all_its_places(system):
-    with places.create_node() as node:
+def test_a_node_ends_with_all_its_places_and_what_they_wrote_was_shown(system, capsys):
+    with places.create_node(name="talks", output="label") as node:
         echo = node.spawn("played:echo", restart=True)
         thread = node.spawn("played:echo", restart=True, kind="thread")
+        assert node.spawn("played:write", name="one").wait(LIMIT) == 0
         process = psutil.Process(node.status().pid)
+    written = capsys.readouterr()
+    assert written.out == "[one on talks] to stdout\n[one on talks] an unfinished line\n"
+    assert written.err == "[one on talks] to stderr\n"
     assert echo.wait(LIMIT) == -signal.SIGTERM
     assert thread.wait(LIMIT) == -signal.SIGTERM
     process.wait(LIMIT)
@@ -612,9 +606,12 @@ def test_a_node_that_cannot_be(options, error):
     assert places.nodes() == before
 
 
-def test_a_solo_node_is_its_creator_s(system):
-    with places.create_node(solo=True) as node, node.spawn("played:echo", name="hidden"):
+def test_a_solo_node_is_its_creator_s_and_a_silent_one_shows_nothing(system, capsys):
+    with places.create_node(solo=True, output="discard") as node, node.spawn("played:serve", name="hidden"):
         assert node not in places.nodes()
+        assert node.spawn("played:write").wait(LIMIT) == 0
+        assert capsys.readouterr().out == ""
         assert places.connect("hidden")
-        place = system.spawn(played.tell, node)
-        assert place.wait(LIMIT) == 0
+        stranger = system.spawn("played:look_for", "hidden")
+        assert stranger.get(timeout=LIMIT).startswith("NameNotFound: there is no place named 'hidden' in this system")
+        assert stranger.wait(LIMIT) == 0
