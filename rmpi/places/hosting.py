@@ -173,7 +173,6 @@ class ThreadHost:
         member, place = self._member, order.place
         mailbox = _mailbox(member, place, order.owner, order.reply)
         self._mailboxes[place] = mailbox
-        mailbox.poll()  # so that what is put from now on is kept: a former incarnation has closed the same inbox
         OF_THREAD.place = place
         begin = _prepared(place, order.parcel, mailbox)
         if isinstance(begin, NotStarted):

@@ -86,7 +86,6 @@ class Inlet(Outlet):
         self._replies: dict[tuple[int, int], Outlet] = {}
         self._ended: PeerLost | None = None  # the other side has closed its end
         self._pending = False  # there was a death that `get` has to tell of,
-        self._awaited: list[Receive] = []  # of threads that get
         self._former = 0  # of this endpoint,
         self._in_doubt = False  # and something may be lost by it
         self._doubtful = 0  # so many messages
@@ -255,19 +254,16 @@ class Inlet(Outlet):
         if self._aside is not None:
             changes.append(laid_aside)
         receive = self._endpoint.start_receive(self._box, ANY, ANY, members=members)
-        self._awaited.append(receive)
-        try:
-            if changes:
+        if changes:
+            try:
                 self._endpoint.watch((receive, *changes), deadline, first=True)
-                if not receive.done and not deadline.passed():
-                    self._endpoint.abandon((receive,))
-                    return None
-            self._endpoint.wait((receive,), deadline)
-        except BaseException:
-            self._endpoint.abandon((receive,))
-            raise
-        finally:
-            self._awaited.remove(receive)
+            except BaseException:
+                self._endpoint.abandon((receive,))
+                raise
+            if not receive.done and not deadline.passed():
+                self._endpoint.abandon((receive,))
+                return None
+        self._endpoint.wait((receive,), deadline)
         return receive
 
     def _look(self, over: PeerLost) -> Receive:
@@ -428,11 +424,7 @@ class Inlet(Outlet):
         self._pending, self._former = True, former
 
     def _unheard(self, former: int) -> int:
-        """None, if something of it has come that was not got yet, or is being got at this moment."""
-        got = any(receive.arrival is not None and receive.arrival.source == former for receive in self._awaited)
-        if got or (self._box and self._endpoint.queued(self._box, former)):
-            return 0
-        return super()._unheard(former)
+        return 0 if self._box and self._endpoint.queued(self._box, former) else super()._unheard(former)
 
     def _why_lost(self, error: PeerLost) -> BaseException:
         if not self._pending or self._where is None or self._where.why is None:
