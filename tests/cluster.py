@@ -184,12 +184,14 @@ class Machine:
     Attributes:
         name: ``n0``, ``n1``, …: what it calls itself and what all call it.
         address: Its IPv4 address, as text.
+        hardware: The address of its network card, which others remember.
         state: Directory, seen from here, with its ``/tmp``, ``/run``, ``/etc/ssh`` and home directory below.
     """
 
     def __init__(self, index: int, state: Path) -> None:
         self.name = f"n{index}"
         self.address = f"{NETWORK}.{index + 1}"
+        self.hardware = f"02:00:00:00:00:{index + 1:02x}"
         self.state = state
         self._spaces: _Namespaces | None = None
 
@@ -330,12 +332,23 @@ class Cluster:
 
     def _plug_in(self) -> None:
         commands = ["link add br0 type bridge", "link set br0 up"]
-        for each in self.machines:
-            commands.append(f"link add {each.name} type veth peer name eth0 netns {each.spaces.pid}")
-            commands.append(f"link set {each.name} master br0 up")
         self._ip(self.switch, commands)
         for each in self.machines:
-            self._ip(each.spaces, [f"addr add {each.address}/24 dev eth0", "link set eth0 up"])
+            self._plug_in_one(each)
+
+    def _plug_in_one(self, machine: Machine) -> None:
+        cable = (
+            f"link add {machine.name} type veth peer name eth0 address {machine.hardware} netns {machine.spaces.pid}"
+        )
+        self._ip(self.switch, [cable, f"link set {machine.name} master br0 up"])
+        self._ip(machine.spaces, [f"addr add {machine.address}/24 dev eth0", "link set eth0 up"])
+
+    def revive(self, machine: Machine) -> None:
+        """Switch a machine on again that was killed; its files are those it had."""
+        (machine.state / "run/sshd.pid").unlink()
+        machine.start()
+        machine.spaces.await_up()
+        self._plug_in_one(machine)
 
     @property
     def switch(self) -> _Namespaces:

@@ -707,7 +707,7 @@ class Directory:
 
     def _add_node(self, endpoint: int, order: AddNode) -> list[Action]:
         asked = (endpoint, order.number)
-        if order.name in {node.label for node in self._nodes.values() if node.state != "gone"}:
+        if order.name in self._labels_of_nodes():
             return self._decline(asked, "UsageError", f"there is a node {order.name!r} already; names are used once")
         number = next(self._node_numbers)
         label = order.name or self._free_label(order.host or self._nodes[LOCAL].label)
@@ -717,8 +717,11 @@ class Directory:
         self._nodes[number] = node
         return [Boot(number, order)]
 
+    def _labels_of_nodes(self) -> set[str]:
+        return {node.label for node in self._nodes.values() if node.state != "gone"}
+
     def _free_label(self, wanted: str) -> str:
-        labels = {node.label for node in self._nodes.values()}
+        labels = self._labels_of_nodes()
         numbers = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
         return next(label for number in numbers if (label := wanted + number) not in labels)
 
@@ -743,7 +746,7 @@ class Directory:
         asked, node.asked = node.asked, None
         if asked is not None or node.state == "ending":
             return [*self._decline(asked, "LaunchError", text), *self._node_gone(node, text)]
-        return self._restart_node(node, f"it could not be started again: {text}")
+        return self._restart_node(node, "could not be started again", text)
 
     def _end_node(self, endpoint: int, number: int, node: int, order: EndNode) -> list[Action]:
         asked = (endpoint, number)
@@ -796,7 +799,7 @@ class Directory:
             actions += self._crossings.end(endpoint)
             actions += self._endpoint_ended(endpoint, LOST, End(1, why))
         if restart:
-            return [*actions, *self._restart_node(node, why)]
+            return [*actions, *self._restart_node(node, "was lost", why)]
         if not expected:
             actions.append(Tell(f"node {node.label} was lost: {why}"))
         return [*actions, *self._node_gone(node, why)]
@@ -822,15 +825,15 @@ class Directory:
         """Nobody who is left can reach it."""
         return not entry.order.name and not entry.followers and entry.state != "gone" and not entry.stopping
 
-    def _restart_node(self, node: NodeEntry, why: str) -> list[Action]:
-        """A supervised node is gone, or could not be started again."""
+    def _restart_node(self, node: NodeEntry, what: str, why: str) -> list[Action]:
+        """A supervised node is gone, or could not be started again, as these words say."""
         assert node.supervisor is not None
         decision = node.supervisor.step(End(1, why), self._now)
         if isinstance(decision, Restart):
             node.state = "down"
             again = Alarm(("node", node.number), decision.at)
-            return [Tell(f"node {node.label} was lost, and is started again: {why}"), again]
-        return [Tell(f"node {node.label} was lost for good: {why}"), *self._node_gone(node, why)]
+            return [Tell(f"node {node.label} {what}, and is tried again: {why}"), again]
+        return [Tell(f"node {node.label} {what}, and is given up: {why}"), *self._node_gone(node, why)]
 
     def _node_gone(self, node: NodeEntry, why: str) -> list[Action]:
         """A node is gone for good, and with it those of its places that waited for it."""

@@ -57,6 +57,16 @@ def ask(channel, server):
     channel.get()
 
 
+def visit(channel, names):
+    """Asks each of the named places, wherever they are, and tells which have answered."""
+    answered = []
+    for name in names:
+        place = places.connect(name)
+        place.put(name)
+        answered.append(place.get(timeout=20)[0])
+    channel.put(answered)
+
+
 def measure(channel, data):
     channel.put(len(data))
 

@@ -956,6 +956,8 @@ def test_a_node_is_added(stage):
 def test_nodes_of_one_machine_have_labels_of_their_own(stage):
     labels = [stage.directory._nodes[stage.node(host)].label for host in ("", "", "far", "far")]
     assert labels == ["vm-2", "vm-3", "far", "far-2"]
+    stage.happens(Lost(1, "cut off", expected=False))
+    assert stage.directory._nodes[stage.node("")].label == "vm-2"
 
 
 def test_a_name_of_a_node_is_free_again_when_that_is_gone(stage):
@@ -1050,7 +1052,7 @@ def test_a_node_that_does_not_come_back(stage):
     stage.happens(Due(("node", node)))
     stage.heard()
     stage.happens(NotBooted(node, "no route"))
-    assert Tell("node far was lost for good: it could not be started again: no route") in stage.did(Tell)
+    assert Tell("node far could not be started again, and is given up: no route") in stage.did(Tell)
     assert stage.outcome(waiting).error == "PeerLost"
     assert [each.place for each in stage.heard() if isinstance(each, PlaceGone)] == [place, place + 1]
 

@@ -552,7 +552,7 @@ def test_a_supervised_node_is_killed_and_comes_back_with_its_places(capsys):
         for each in (place, thread, node.connect("bank")):
             each.put("hello")
             assert each.get(timeout=LIMIT)[0] == "hello"
-    assert capsys.readouterr().err == "node lucky was lost, and is started again: its control stream ended\n"
+    assert capsys.readouterr().err == "node lucky was lost, and is tried again: its control stream ended\n"
 
 
 @pytest.mark.parametrize("where", ["here", "extra"])
