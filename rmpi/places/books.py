@@ -118,7 +118,14 @@ class Tell:
     text: str
 
 
-Action = Post | Boot | Alarm | Log | Tell
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """Do this when all that was said to the user so far was shown."""
+
+    action: Post
+
+
+Action = Post | Boot | Alarm | Log | Tell | Behind
 
 
 # ---------------------------------------------------------------------------------------- the books

@@ -35,6 +35,7 @@ from rmpi.places.books import (
     SIGTERM,
     Action,
     Alarm,
+    Behind,
     Boot,
     Booted,
     Due,
@@ -573,6 +574,8 @@ class Directory:
         if entry.number in self._ended.values():
             return []
         told = self._tell_followers(entry, PlaceShown(entry.number))
+        if entry.is_thread:  # which has no output of its own, but may have failed
+            told = [Behind(each) if isinstance(each, Post) else each for each in told]
         self._past.append(entry.number)
         if len(self._past) > REMEMBERED:
             del self._places[self._past.popleft()]

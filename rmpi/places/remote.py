@@ -126,10 +126,10 @@ def main(control_in: int, control_out: int) -> int:
     """A node on another machine, whose control stream is on two descriptors. Returns its exit status."""
     become_subreaper()
     name_process("rmpi-node", "rmpi node")
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-        signal.signal(number, lambda _number, _frame: remote.loop.post(remote.node.stop))
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     remote = Remote(_as_socket(control_in, control_out))
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, lambda _number, _frame: remote.loop.post(remote.node.stop))
     remote.run()
     kill_descendants()
     return 0

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from rmpi.deadline import Deadline, now
 from rmpi.errors import LaunchError, UsageError, WireError
-from rmpi.places.books import Action, Alarm, Boot, Due, Event, Heard, Log, Lost, NotBooted, Post, Shown, Tell
+from rmpi.places.books import Action, Alarm, Behind, Boot, Due, Event, Heard, Log, Lost, NotBooted, Post, Shown, Tell
 from rmpi.places.books import Booted as NodeBooted
 from rmpi.places.boot import Booted, boot_all
 from rmpi.places.directory import Directory
@@ -181,6 +181,8 @@ class Head:
             case Tell(text):
                 for line in text.split("\n"):
                     self._printer.say(line)
+            case Behind(other):
+                self._printer.then(partial(self._loop.post, partial(self._act, other)))
 
     def _post(self, node: int, message: Message) -> None:
         if node != LOCAL:

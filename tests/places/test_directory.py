@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rmpi.errors import WireError
 from rmpi.places import directory
-from rmpi.places.books import MAIN, Alarm, Boot, Booted, Due, Heard, Log, Lost, NotBooted, Post, Shown, Tell
+from rmpi.places.books import MAIN, Alarm, Behind, Boot, Booted, Due, Heard, Log, Lost, NotBooted, Post, Shown, Tell
 from rmpi.places.directory import LOST, Directory
 from rmpi.places.grouping import STOP_GRACE
 from rmpi.places.messages import (
@@ -95,7 +95,8 @@ class Stage:
     def happens(self, event):
         if isinstance(event, Due):
             self.now = max(self.now, self._due.get(event.key, 0.0))
-        for action in self.directory.step(event, self.now):
+        for each in self.directory.step(event, self.now):
+            action = each.action if isinstance(each, Behind) else each
             match action:
                 case Alarm(key, at):
                     self._due[key] = at
