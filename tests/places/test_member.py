@@ -48,7 +48,7 @@ def command(head, member):
     """A program that was spawned, and runs."""
     command = Command(member, PLACE, None, "", "work", NEVER)
     assert told(head) == [Follow(PLACE)]
-    head.send(PlaceAt(PLACE, 99, "work", 500, 0))
+    head.send(PlaceAt(PLACE, 99, "work", 500, 0, False))
     assert command.pid == 500
     return command
 
