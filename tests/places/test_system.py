@@ -234,9 +234,11 @@ def test_a_hundred_places(node):
         ("raise KeyError('key')", 1, PeerLost),
     ],
 )
-def test_how_a_place_ends(node, deed, status, error, kind):
+def test_how_a_place_ends(node, capsys, deed, status, error, kind):
     place = node.spawn("played:act", deed, kind=kind, name="one")
     assert place.wait(LIMIT) == status
+    while "a text" in deed and "a text" not in capsys.readouterr().err:  # threads share what they write to
+        pass
     assert not place.alive
     with pytest.raises(error) as caught:
         place.get(timeout=LIMIT)
@@ -402,6 +404,7 @@ def test_a_thread_fails_and_others_in_its_process_can_be_talked_to(node):
     failing.put("now")
     with pytest.raises(PeerLost, match=r"one on \S+ has failed: ValueError: no luck"):
         failing.get(timeout=LIMIT)
+    assert failing.wait(LIMIT) == 1
     for other in others:
         with other:
             other.put("hello")
