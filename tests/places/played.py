@@ -6,6 +6,7 @@ import sys
 import threading
 
 from rmpi import places
+from rmpi.places import membership
 
 
 def echo(channel):
@@ -65,6 +66,14 @@ def visit(channel, names):
         place.put(name)
         answered.append(place.get(timeout=20)[0])
     channel.put(answered)
+
+
+def babble(channel, nonsense):
+    """Says to its node what no place may say."""
+    channel.put("ready")
+    channel.get()
+    membership.current()._control._socket.send(nonsense)
+    channel.get()
 
 
 def measure(channel, data):

@@ -26,6 +26,9 @@ from rmpi.errors import (
     UsageError,
 )
 from rmpi.places import handles
+from rmpi.places.messages import Stop, pack
+from rmpi.places.system_messages import LOCAL, Spawn
+from rmpi.places.systemnode import FAILED_TO_START
 
 LIMIT = 30.0
 
@@ -325,6 +328,17 @@ def test_a_supervisor_gives_up(node):
     assert given_up.wait(LIMIT)
 
 
+def test_a_restart_fails(node, tmp_path, capsys):
+    (tmp_path / "home").mkdir()
+    leaves = ["sh", "-c", 'rmdir "$PWD"']
+    policy = places.restart_every(0.01, retries=1)
+    command = node.spawn_command(leaves, name="guest", directory=tmp_path / "home", restart=policy)
+    assert command.wait(LIMIT) == FAILED_TO_START
+    assert capsys.readouterr().err == (
+        f"guest on {node.label} could not be started again:\nthere is no directory {tmp_path}/home here\n"
+    )
+
+
 def test_a_function_is_called_instead_of_a_restart(node):
     called = threading.Event()
     place = node.spawn("played:act", "pass", restart=called.set)
@@ -510,6 +524,8 @@ def test_a_place_cannot_end_the_system_it_is_part_of(node):
 
 def test_a_node_ends_with_all_its_places_and_what_they_wrote_was_shown(system, capsys):
     with places.create_node(name="talks", output="label") as node:
+        with pytest.raises(DeadlineExceeded):
+            node.spawn("played:echo", timeout=0.001)  # before there is anything that could start it
         echo = node.spawn("played:echo", restart=True)
         thread = node.spawn("played:echo", restart=True, kind="thread")
         assert node.spawn("played:write", name="one").wait(LIMIT) == 0
@@ -571,6 +587,23 @@ def test_the_spawner_of_a_node_is_killed(system, extra, capsys, where):
         assert supervised.get(timeout=LIMIT) == "hello"
     who = {"here": "rmpi", "extra": "extra: rmpi"}[where]
     assert capsys.readouterr().err == f"{who}: all places of this node have ended: its spawner was killed by SIGKILL\n"
+
+
+BAD_RULE = Spawn(1, LOCAL, "", "process", (), b"", 0, (9, False, 1.0, 1.0, 1.0, 1.0, 1.0, 0), {}, "", 0)
+
+
+@pytest.mark.parametrize("nonsense", [b"nonsense", pack(Stop()), pack(BAD_RULE)], ids=["bytes", "node", "head"])
+@pytest.mark.parametrize("where", ["here", "extra"])
+def test_nonsense_costs_the_place_that_says_it_its_life(system, extra, capsys, where, nonsense):
+    node = {"here": system, "extra": extra}[where]
+    with node.spawn("played:echo") as other:
+        place = node.spawn("played:babble", nonsense, name="fool")
+        assert place.get(timeout=LIMIT) == "ready"
+        place.put("go on")
+        assert place.wait(LIMIT) == -signal.SIGKILL
+        other.put("hello")
+        assert other.get(timeout=LIMIT) == "hello"
+    assert f"rmpi: fool on {node.label} speaks nonsense to its router: " in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("system")
