@@ -112,3 +112,25 @@ with places.monitor(bank) as events:
         assert "node plain was lost: " in err
         while ours(*cluster.machines):
             pass
+
+
+@pytest.mark.parametrize("silently", [False, True], ids=["refused", "lost"])
+def test_names_and_calls_go_through_the_nodes_where_machines_cannot_connect(cluster: Cluster, silently: bool) -> None:
+    deed = (
+        "from bank import Bank; bank = Bank.connect(channel.get(), 'bank'); channel.put([bank.add('ann', 5), {link}])"
+    )
+    code = f"""
+sys.path.insert(0, {str(Path(__file__).parent.parent / "examples" / "places")!r})
+from bank import Bank
+one, two = places.create_nodes(["n1", "n2"])
+bank = Bank.at(one, name="bank")
+bank.new_account("ann")
+client = two.spawn("played:act", {deed.format(link="sorted(set(channel.member.endpoint.media().values()))")!r})
+client.put(one)
+say(client.get(timeout=40))
+say(bank.add("ann", 1))
+"""
+    with cluster.parted(cluster[1], cluster[2], silently=silently):
+        out, err = popen(cluster, code).communicate(timeout=50)
+    assert out.splitlines() == ["[('ok', 5), ['relay', 'tcp']]", "('ok', 6)"], err
+    assert err.count("their data goes through the nodes") == 1, err
