@@ -122,7 +122,7 @@ class Tell:
 class Behind:
     """Do this when all that was said to the user so far was shown."""
 
-    action: Post
+    action: Action
 
 
 Action = Post | Boot | Alarm | Log | Tell | Behind

@@ -574,12 +574,10 @@ class Directory:
         if entry.number in self._ended.values():
             return []
         told = self._tell_followers(entry, PlaceShown(entry.number))
-        if entry.is_thread:  # which has no output of its own, but may have failed
-            told = [Behind(each) if isinstance(each, Post) else each for each in told]
         self._past.append(entry.number)
         if len(self._past) > REMEMBERED:
             del self._places[self._past.popleft()]
-        return told
+        return [Behind(each) for each in told]  # how it failed may have been said a moment ago
 
     def _thread_ended(self, endpoint: int, place: int, status: int, text: str) -> list[Action]:
         actions: list[Action] = []
