@@ -16,6 +16,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rmpi import places as places
+    from rmpi import rpc as rpc
     from rmpi.comm.bootstrap import init as init
     from rmpi.comm.cart import Cart as Cart
     from rmpi.comm.communicator import Comm as Comm
@@ -99,10 +101,14 @@ _HOMES = {
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = [*_HOME_OF]
+_PACKAGES = ("places", "rpc")
+
+__all__ = [*_HOME_OF, *_PACKAGES]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return import_module(f"rmpi.{name}")
     home = _HOME_OF.get(name)
     if home is None:
         raise AttributeError(f"module 'rmpi' has no attribute {name!r}")
@@ -112,4 +118,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME_OF])
+    return sorted({*globals(), *__all__})
