@@ -129,6 +129,37 @@ class Outlet:
             self._fail(f"put to {self._label}", error)
         self._put(value, Deadline.after(timeout))
 
+    def post(self, value: object) -> None:
+        """`put` without waiting: what cannot leave at once leaves when it can.
+
+        Nothing limits what may wait so, but whoever uses this. Messages leave in the order of their `put` and `post`.
+
+        Args:
+            value: As for `put`; arrays in it must not be changed until it has left.
+
+        Raises:
+            As for `put`; and that the other side is lost later, is not told.
+        """
+        if self._where is not None and now() > self._stale:
+            self._hear_news()
+        out = self._out
+        try:
+            if out.send(value, self._to, self._tag) is not False:
+                self._sent += 1
+                out.given = None
+                return
+        except BaseException as error:
+            give_up_send(self._endpoint, out, value, error)
+            self._fail(f"put to {self._label}", error)
+        shielded = SHIELD.enter()
+        try:
+            self._begin(value, Deadline.NEVER)
+        except Exception as error:
+            self._fail(f"put to {self._label}", error)
+        finally:
+            if shielded:
+                SHIELD.leave()
+
     def _hear_news(self) -> None:
         """Who has not called the library for a while may have missed that the place is behind another endpoint now."""
         if not self._closed:

@@ -1,0 +1,169 @@
+"""Workers that the master has started itself, and starts again.
+
+Each is a place of a node. When one is lost, another is started in its stead: at once, or, if it did not live for
+`SHORT` seconds, after longer and longer pauses, so that workers which cannot live do not keep the machine busy.
+
+A worker that was *stopped* (SIGSTOP, a debugger, Ctrl-Z) does not answer, and is not dead. After `PATIENCE` seconds it
+is killed, if it has tasks to do. That is asked of the operating system; a worker that merely computes is left alone,
+for however long, whatever it does with Python's global lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from rmpi.deadline import Deadline, now
+from rmpi.errors import DeadlineExceeded, RmpiError
+from rmpi.taskfarm.farm import Farm
+from rmpi.taskfarm.working import work
+
+if TYPE_CHECKING:
+    from rmpi.places.handles import Node, Place
+    from rmpi.taskfarm.link import Link
+
+_LOG = logging.getLogger("rmpi.taskfarm")
+
+SHORT = 1.0
+"""Seconds; a worker that lived for less is not replaced at once."""
+
+LONGEST_PAUSE = 5.0
+"""Seconds until one is started in place of another, at most."""
+
+HOPELESS = 5
+"""So many times in a row no worker could be started: then no more is tried."""
+
+PATIENCE = 5.0
+"""Seconds that a stopped worker may keep its tasks."""
+
+LOOK = 1.0
+"""Seconds between two looks at that."""
+
+AT_ONCE = 16
+"""Workers that are started at the same time."""
+
+
+class Crew:
+    """The workers of one node."""
+
+    def __init__(self, farm: Farm, node: Node, count: int, label: Callable[[int], str]) -> None:
+        """Start them.
+
+        Args:
+            label: What to call the n-th of them.
+
+        Raises:
+            RmpiError: They cannot be started; none is left.
+        """
+        self._farm = farm
+        self._node = node
+        self._count = count
+        self._label = label
+        self._lock = threading.Lock()
+        self._places: dict[Link, tuple[Place, float, int]] = {}  # since when, and which
+        self._stopped: dict[Link, float] = {}  # since when
+        self._quick = 0  # deaths in a row after a short life
+        self._ended = threading.Event()
+        self._made = 0
+        farm.expect(count)
+        try:
+            with ThreadPoolExecutor(min(count, AT_ONCE)) as pool:
+                list(pool.map(lambda _: self._start(), range(count)))
+        except BaseException:
+            self.kill()
+            raise
+        finally:
+            farm.expect(-count)
+        threading.Thread(target=self._watch, name="rmpi watches workers", daemon=True).start()
+
+    def _start(self) -> None:
+        with self._lock:
+            self._made += 1
+            number = self._made
+        place = self._node.spawn(work)
+        if self._ended.is_set():
+            place.kill()
+            return
+        link = self._farm.greet(place, self._label(number), place.kill)
+        with self._lock:
+            self._places[link] = place, now(), number
+
+    def lost(self, link: Link) -> None:
+        """A worker is gone: have another one, soon. Does nothing if it was none of ours."""
+        with self._lock:
+            if link not in self._places:
+                return
+            _, since, _ = self._places.pop(link)
+            self._stopped.pop(link, None)
+            self._quick = self._quick + 1 if now() - since < SHORT else 0
+            pause = min(LONGEST_PAUSE, 0.1 * 2 ** (self._quick - 2)) if self._quick > 1 else 0.0
+        if self._ended.is_set():
+            return
+        self._farm.expect(1)
+        threading.Thread(target=self._replace, args=(pause,), name="rmpi replaces a worker", daemon=True).start()
+
+    def _replace(self, pause: float) -> None:
+        try:
+            for trial in range(HOPELESS):
+                if self._ended.wait(pause):
+                    return
+                try:
+                    self._start()
+                except RmpiError as error:
+                    _LOG.warning("a worker on %s cannot be started: %s", self._node.label, error)
+                    pause = min(LONGEST_PAUSE, 0.1 * 2**trial)
+                else:
+                    return
+        finally:
+            self._farm.expect(-1)
+
+    def _watch(self) -> None:
+        while not self._ended.wait(LOOK):
+            with self._lock:
+                links = [link for link in self._places if link.pending]
+            for link in links:
+                self._look_at(link)
+
+    def _look_at(self, link: Link) -> None:
+        worker = link.worker
+        if worker is None or not is_stopped(worker.pid):
+            self._stopped.pop(link, None)
+            return
+        since = self._stopped.setdefault(link, now())
+        if now() - since >= PATIENCE and link.end is not None:
+            _LOG.warning("%s was stopped for %g s, and is killed: others do its tasks", link.label, PATIENCE)
+            link.end()
+
+    def end(self, deadline: Deadline) -> None:
+        """Their channels were closed, so they end; those that do not in time are killed."""
+        self._ended.set()
+        for place in self._all():
+            try:
+                place.wait(deadline.left_or_none())
+            except (DeadlineExceeded, RmpiError):
+                place.kill()
+                place.wait()
+
+    def kill(self) -> None:
+        """End them at once."""
+        self._ended.set()
+        for place in self._all():
+            place.kill()
+        for place in self._all():
+            place.wait()
+
+    def _all(self) -> list[Place]:
+        with self._lock:
+            return [place for place, _, _ in self._places.values()]
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether that process of this machine is stopped (proc_pid_stat(5))."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
+            return file.read().rpartition(b")")[2].split()[0] == b"T"
+    except OSError:
+        return False

@@ -1,0 +1,18 @@
+"""What can go wrong with a farm, besides what tasks raise."""
+
+from __future__ import annotations
+
+from concurrent.futures import BrokenExecutor
+
+from rmpi.errors import PeerLost, RmpiError
+
+
+class WorkerLost(PeerLost, BrokenExecutor):
+    """The worker that had the task died, or was cut off, and the task was not to be tried again.
+
+    The task may have been executed, in whole or in part. The farm goes on.
+    """
+
+
+class BrokenFarm(RmpiError, BrokenExecutor):
+    """There are no workers, and there will be none: their initializer raised, or they cannot be started."""

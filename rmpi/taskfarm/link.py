@@ -1,0 +1,105 @@
+"""The connection to one worker: what was sent there already, and what is on its way."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from rmpi.errors import ChannelClosed, PeerLost, UsageError
+from rmpi.taskfarm.working import ABANDON, BYE, DROP, HELLO, HUSH, SAY, TASKS, remember
+
+if TYPE_CHECKING:
+    from rmpi.places.channel import Channel
+    from rmpi.taskfarm.tasks import Assignment
+    from rmpi.taskfarm.workers import Worker
+
+
+class Link:
+    """One worker, by the channel to it.
+
+    Sending never waits: a worker that is busy, or stopped, takes what was sent when it can, and the others shall not
+    wait for it. So no more is sent than it may have ahead.
+
+    Attributes:
+        number: By which it says who it is.
+        channel: Where it gets tasks.
+        worker: The worker; None until it has said that it is ready.
+        pending: What it was given and has not answered, by number.
+        label: What to call it until it has said what it is.
+        end: Ends it at once, if it is ours to end.
+    """
+
+    def __init__(self, number: int, channel: Channel, label: str, end: Callable[[], None] | None) -> None:
+        self.number = number
+        self.channel = channel
+        self.label = label
+        self.end = end
+        self.worker: Worker | None = None
+        self.pending: dict[int, Assignment] = {}
+        self._functions: dict[bytes, None] = {}
+        self._values: set[int] = set()
+        self._sending = threading.Lock()
+
+    def greet(self, address: Channel, path: tuple[str, ...], initializer: bytes | None) -> None:
+        """Introduce the master, who hears answers at ``address``."""
+        self._post((HELLO, self.number, address, path, initializer))
+
+    def send(self, jobs: Iterable[Assignment]) -> list[tuple[Assignment, Exception]]:
+        """Send tasks.
+
+        Returns:
+            Those that cannot be sent, because their arguments cannot be pickled.
+        """
+        unfit: list[tuple[Assignment, Exception]] = []
+        functions: dict[bytes, bytes] = {}
+        values: dict[int, Any] = {}
+        tasks: list[tuple[Any, ...]] = []
+        with self._sending:
+            for job in jobs:
+                try:
+                    packed = job.pack()
+                except Exception as error:
+                    unfit.append((job, error))
+                    continue
+                values.update({each.number: each.value for each in packed.handles if each.number not in self._values})
+                key = job.function.key
+                if key not in self._functions:
+                    remember(self._functions, key, None)
+                    functions[key] = job.function.data
+                tasks.append((job.number, job.way, key, packed.data, packed.buffers))
+            self._values.update(values)
+            if tasks:
+                self._post((TASKS, functions, values, tasks))
+        return unfit
+
+    def drop(self, number: int) -> None:
+        """No task will need that value again."""
+        if number in self._values:
+            self._values.discard(number)
+            self._post((DROP, [number]))
+
+    def say(self, number: int, value: object, timeout: float | None) -> None:
+        """Say something in the dialogue of a task."""
+        self.channel.put((SAY, number, value), timeout)
+
+    def hush(self, number: int) -> None:
+        """Our side of a dialogue has ended."""
+        self._post((HUSH, number))
+
+    def abandon(self, number: int) -> None:
+        """A task takes too long: end the worker, if it is still at it."""
+        if self.end is not None:
+            self.end()
+        else:
+            self._post((ABANDON, number))
+
+    def part(self) -> None:
+        """Say good-bye."""
+        self._post((BYE,))
+
+    def _post(self, message: tuple[Any, ...]) -> None:
+        try:
+            self.channel.post(message)
+        except (PeerLost, ChannelClosed, UsageError):  # whoever waits for its answers hears of that
+            pass

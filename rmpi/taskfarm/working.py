@@ -1,0 +1,384 @@
+"""A worker: takes tasks, executes one after the other, and answers. It may have several masters.
+
+Two threads. The main one executes tasks, as whatever users call there may insist on; when there is none, it waits for
+messages itself, so that nothing is handed from thread to thread. The other one looks up when a task takes longer than
+`AHEAD`: it hears what has come, sends off answers that wait for company, and gives back what was given ahead, because
+others may have time for it. Whoever holds ``_reading`` takes messages.
+
+**Answers** are sent together: when there is nothing left to do, or `GATHER` seconds after the first of them.
+
+Messages are plain tuples that begin with one of the words below; of those for tasks there may be thousands a second.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from rmpi.deadline import Deadline
+from rmpi.errors import ChannelClosed, DeadlineExceeded, PeerExited, PeerLost
+from rmpi.places.parcels import failure, frames_below, open_value
+from rmpi.taskfarm.dialogue import Dialogue, Inbox
+from rmpi.taskfarm.handles import forget_values, keep_value
+from rmpi.taskfarm.packing import Buffers, pack, unpack
+from rmpi.taskfarm.scheduler import AHEAD
+
+if TYPE_CHECKING:
+    from rmpi.places.channel import Channel, Outlet
+
+HELLO = "hello"
+"""A master introduces itself: ``(HELLO, link, address, path, initializer)``. By which number it knows this worker, the
+channel where it hears answers, where it imports from, and what to call first, as a function and arguments that were
+packed together, or None. Every answer begins with its kind and that number."""
+
+TASKS = "tasks"
+"""Work: ``(TASKS, functions, values, tasks)``: functions by their keys and values by their numbers that are needed for
+the first time; and of each task its number, how it is called, the key of its function, its packed arguments."""
+
+DROP = "drop"
+"""``(DROP, numbers)``: values that no task will ask for again."""
+
+ABANDON = "abandon"
+"""``(ABANDON, number)``: this task takes too long. If it is being executed, the process ends."""
+
+SAY = "say"
+"""``(SAY, number, value)``, or in an answer ``(SAY, link, number, value)``: one side of that task's dialogue says
+something to the other."""
+
+HUSH = "hush"
+"""``(HUSH, number)``: the master's side of that dialogue has ended."""
+
+BYE = "bye"
+"""``(BYE,)``: the master wants nothing any more."""
+
+READY = "ready"
+"""The answer to `HELLO`: ``(READY, link, host, pid)``."""
+
+UNFIT = "unfit"
+"""The other answer: ``(UNFIT, link, failure)``: what the initializer raised."""
+
+DONE = "done"
+"""``(DONE, link, answers)``; of each task its number, whether it went well, packed result or failure, and seconds."""
+
+BACK = "back"
+"""``(BACK, link, numbers)``: the task at hand takes long; these, if any, were not begun, and are given back."""
+
+CALL, PIECE, TALK = 0, 1, 2
+"""How a task is called: with its arguments; with each of many arguments; with a dialogue."""
+
+GATHER = 0.001
+"""Seconds for which an answer may wait for others."""
+
+DROWSY = 0.1
+"""Seconds between two looks at a task that takes long."""
+
+FUNCTIONS = 1000
+"""Functions of a master that are kept. Both sides forget the one that was sent first, so both know which are here."""
+
+FAREWELL = 1.0
+"""Seconds for what an abandoned worker has still to say."""
+
+ABANDONED = 1
+"""Exit status of a worker whose task was abandoned."""
+
+Answer = tuple[int, bool, bytes, "Buffers | None", float]
+Task = tuple[int, int, bytes, bytes, "Buffers | None"]
+
+
+def remember(functions: dict[bytes, Any], key: bytes, function: Any) -> None:
+    """One function more, and perhaps the oldest one less. Both sides do this in the same order."""
+    functions[key] = function
+    if len(functions) > FUNCTIONS:
+        del functions[next(iter(functions))]
+
+
+class _Function:
+    """A function that has come. It is unpacked when it is first called, where what it raises is the task's."""
+
+    __slots__ = ("_call", "_data")
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._call: Callable[..., Any] | None = None
+
+    def get(self) -> Callable[..., Any]:
+        if self._call is None:
+            self._call = open_value(self._data)
+        return self._call
+
+
+class _Session:
+    """One master: where it hears answers, its functions, and what waits to be sent there."""
+
+    def __init__(self, link: int, address: Outlet) -> None:
+        self.link = link
+        self.address = address
+        self.functions: dict[bytes, _Function] = {}
+        self.talks: dict[int, Inbox] = {}  # of dialogues that have come, by the number of the task
+        self.answers: deque[Answer] = deque()  # filled by the main thread, emptied by either
+        self.over = False
+
+
+Order = tuple[_Session, Task, _Function]
+
+
+class Working:
+    """The loop of a worker.
+
+    Args:
+        mailbox: Where masters put what they want.
+    """
+
+    def __init__(self, mailbox: Channel) -> None:
+        self._mailbox = mailbox
+        self._sessions: dict[Any, _Session] = {}
+        self._queue: deque[Order] = deque()
+        self._newcomers: deque[tuple[Any, Outlet]] = deque()
+        self._reading = threading.Lock()
+        self._answering = threading.Lock()  # held while answers are taken to be sent
+        self._busy = threading.Event()
+        self._began = 0.0  # when the task at hand began; 0: there is none
+        self._at_hand = 0  # its number
+        self._unsent = 0.0  # since when answers wait; 0: none does
+        self._over = False
+
+    def run(self) -> None:
+        """Work until the mailbox is over: whoever has spawned this place has closed its channel."""
+        threading.Thread(target=self._watch, name="rmpi worker's watch", daemon=True).start()
+        try:
+            while True:
+                self._perform(*self._next())
+        except (ChannelClosed, PeerExited):
+            pass
+        finally:
+            self._over = True
+            self._busy.set()
+
+    # ------------------------------------------------------------------------------------ what comes
+
+    def _next(self) -> Order:
+        queue = self._queue
+        while True:
+            try:
+                return queue.popleft()
+            except IndexError:
+                self._send_answers()
+            while self._newcomers:
+                self._meet(*self._newcomers.popleft())
+            self._busy.clear()
+            with self._reading:
+                if not queue and not self._newcomers:
+                    self._take(None)
+            self._busy.set()
+
+    def _take(self, timeout: float | None) -> None:
+        """The next message, which may be what cannot be unpickled."""
+        try:
+            message, reply = self._mailbox.receive(timeout)
+        except (PeerLost, ChannelClosed, DeadlineExceeded):
+            raise
+        except Exception:
+            logging.getLogger("rmpi.taskfarm").exception("a message to this worker cannot be understood, and is gone")
+            return
+        self._hear(message, reply)
+
+    def _hear(self, message: Any, reply: Outlet) -> None:
+        kind = message[0]
+        if kind == HELLO:
+            self._newcomers.append((message, reply))  # the initializer runs in the main thread, and between tasks
+            return
+        session = self._sessions.get(reply)
+        if session is None:
+            return  # it has said good-bye, or is lost
+        if kind == TASKS:
+            self._accept(session, *message[1:])
+        elif kind == DROP:
+            forget_values(message[1])
+        elif kind == SAY and message[1] in session.talks:
+            session.talks[message[1]].put(message[2])
+        elif kind == HUSH and message[1] in session.talks:
+            session.talks[message[1]].end(PeerExited("the local side of this dialogue has ended"))
+        elif kind == ABANDON and message[1] == self._at_hand:
+            self._send_answers()
+            self._mailbox.endpoint.flush(Deadline.after(FAREWELL))
+            os._exit(ABANDONED)
+        elif kind == BYE:
+            self._end(session)
+
+    def _meet(self, hello: tuple[str, int, Outlet, Sequence[str], bytes | None], reply: Outlet) -> None:
+        _, link, address, path, initializer = hello
+        session = _Session(link, address)
+        sys.path[:0] = [entry for entry in path if entry not in sys.path]
+        try:
+            if initializer is not None:
+                function, args = open_value(initializer)
+                function(*args)
+        except BaseException as error:
+            self._answer(session, (UNFIT, link, _packed_failure(error)))
+            return
+        self._sessions[reply] = session
+        self._answer(session, (READY, link, socket.gethostname(), os.getpid()))
+
+    def _accept(
+        self, session: _Session, functions: dict[bytes, bytes], values: dict[int, Any], tasks: list[Task]
+    ) -> None:
+        for key, data in functions.items():
+            remember(session.functions, key, _Function(data))
+        for number, value in values.items():
+            keep_value(number, value)
+        session.talks.update({task[0]: Inbox() for task in tasks if task[1] == TALK})
+        known = session.functions
+        self._queue.extend([(session, task, known[task[2]]) for task in tasks])
+
+    def _end(self, session: _Session) -> None:
+        session.over = True
+        for key in [key for key, each in self._sessions.items() if each is session]:
+            del self._sessions[key]
+
+    # ------------------------------------------------------------------------------------ what is done
+
+    def _perform(self, session: _Session, task: Task, function: _Function) -> None:
+        """Execute one task, and have its answer sent soon."""
+        if session.over:
+            return
+        number, way, _, data, buffers = task
+        self._at_hand = number
+        self._began = began = perf_counter()
+        try:
+            result, well = self._result(session, way, function, data, buffers), True
+            packed = pack(result, "the result of the task")
+            answer, raw = packed.data, packed.buffers
+            del result, packed
+        except BaseException as error:  # SystemExit too: it is the task that wanted to end
+            answer, raw, well = _packed_failure(error), None, False
+        ended = perf_counter()
+        self._began = 0.0
+        session.answers.append((number, well, answer, raw, ended - began))
+        if not self._unsent:
+            self._unsent = ended
+        elif ended - self._unsent > GATHER:
+            self._send_answers()
+
+    def _result(self, session: _Session, way: int, function: _Function, data: bytes, buffers: Buffers | None) -> Any:
+        call = function.get()
+        if way == CALL:
+            args, kwargs = unpack(data, buffers)
+            return call(*args, **kwargs)
+        if way == PIECE:
+            return _call_each(call, unpack(data, buffers))
+        return self._converse(session, call)
+
+    def _converse(self, session: _Session, call: Callable[..., Any]) -> Any:
+        number = self._at_hand
+        inbox = session.talks[number]
+
+        def say(value: object, timeout: float | None) -> None:
+            session.address.put((SAY, session.link, number, value), timeout)
+
+        def wait(deadline: Deadline) -> None:
+            with self._reading:
+                if not inbox.stirred:
+                    with suppress(DeadlineExceeded):
+                        self._take(deadline.left_or_none())
+
+        dialogue = Dialogue(inbox, say, wait)
+        try:
+            return call(dialogue, dialogue)
+        finally:
+            del session.talks[number]
+
+    def _send_answers(self) -> None:
+        """Those of all masters. From either thread."""
+        self._unsent = 0.0
+        with self._answering:
+            for session in list(self._sessions.values()):
+                answers = [session.answers.popleft() for _ in range(len(session.answers))]
+                if answers:
+                    self._answer(session, (DONE, session.link, answers))
+
+    def _answer(self, session: _Session, message: tuple[Any, ...]) -> None:
+        try:
+            session.address.put(message)
+        except (PeerLost, ChannelClosed):  # the master is gone
+            self._end(session)
+
+    # ------------------------------------------------------------------------------------ the watch
+
+    def _watch(self) -> None:
+        """While tasks run, look whether one takes long."""
+        pause = AHEAD
+        while not self._over:
+            self._busy.wait()
+            time.sleep(pause)
+            began = self._began
+            if began and perf_counter() - began >= AHEAD:
+                self._relieve(first=pause == AHEAD)
+                pause = min(DROWSY, 2 * pause)
+            else:
+                pause = AHEAD
+
+    def _relieve(self, *, first: bool) -> None:
+        """The task at hand takes long: hear what has come, send what is done, and give back what is not begun."""
+        try:
+            if self._reading.acquire(blocking=False):
+                try:
+                    while True:
+                        self._take(0)
+                except DeadlineExceeded:
+                    pass
+                finally:
+                    self._reading.release()
+            self._send_answers()
+            self._give_back(first)
+        except (PeerLost, ChannelClosed):
+            pass  # the main thread will hear of it
+
+    def _give_back(self, tell_all: bool) -> None:
+        """But dialogues, whose other side has begun."""
+        back: dict[_Session, list[int]] = {session: [] for session in self._sessions.values()} if tell_all else {}
+        kept: list[Order] = []
+        while self._queue:
+            try:
+                order = self._queue.popleft()
+            except IndexError:  # the main thread was faster
+                break
+            session, task, _ = order
+            if task[1] == TALK:
+                kept.append(order)
+            else:
+                back.setdefault(session, []).append(task[0])
+        self._queue.extend(kept)
+        for session, numbers in back.items():
+            self._answer(session, (BACK, session.link, numbers))
+
+
+def _call_each(call: Callable[..., Any], arguments: list[tuple[Any, ...]]) -> tuple[list[Any], bytes | None]:
+    """The results of all before the first that raised, and what that raised."""
+    results: list[Any] = []
+    try:
+        for args in arguments:
+            results.append(call(*args))  # noqa: PERF401
+    except BaseException as error:
+        return results, _packed_failure(error)
+    return results, None
+
+
+def _packed_failure(error: BaseException) -> bytes:
+    """What a task raised, for `opened_failure`; without our own frames."""
+    told = failure(error, frames_below(error, __file__))
+    return pickle.dumps((told.pickled, told.text))
+
+
+def work(mailbox: Channel) -> None:
+    """The function of a place that is a worker."""
+    Working(mailbox).run()
