@@ -21,7 +21,6 @@ import socket
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -54,6 +53,7 @@ from rmpi.places.messages import (
 from rmpi.places.node import memory_of_machine
 from rmpi.places.nodelink import NodeLink
 from rmpi.places.printing import Printer, write_line
+from rmpi.places.reception import Reception
 from rmpi.places.router import HEAD, Announcement, NodeSaid, node_of
 from rmpi.places.surroundings import booter, interpreters, passed_on
 from rmpi.places.system_messages import LOCAL, AddNode, Running, Serve, Serving, Start
@@ -100,20 +100,20 @@ class Head:
         label: str = "",
         *,
         guest: bool = False,
-        admit: Callable[[socket.socket], None] | None = None,
     ) -> None:
         """A head that does nothing yet.
 
         Args:
             key: What connections to its nodes are proved with.
             label: What to call its own node; by default what this machine is called.
-            guest, admit: As in `SystemNode`.
+            guest: As in `SystemNode`.
         """
         self._loop = Loop()
         self._key = key
         self._directory = Directory(secrets.randbits(SYSTEM_BITS), self._key, socket.gethostname(), label)
         self._printer = Printer(self._show, lambda: None)
-        self._node = SystemNode(self._loop, self, self._spared, guest=guest, admit=admit)
+        self._reception = Reception(self._loop, self._directory, self._decide, self.warn, self._came_or_went)
+        self._node = SystemNode(self._loop, self, self._spared, guest=guest, admit=self._reception.admit)
         self._remotes: dict[int, _RemoteNode] = {}
         self._streams: dict[int, int] = {}  # by endpoint: how many have ended
         self._events: deque[Event] = deque()
@@ -148,6 +148,7 @@ class Head:
         finally:
             for remote in self._remotes.values():
                 self._hang_up(remote)
+            self._reception.close()
             self._node.abandon()
             self._loop.close()
             self._over.set()
@@ -199,6 +200,8 @@ class Head:
                 self._node.step(NodeSaid(HEAD, message))
 
     def _post_away(self, node: int, message: Message) -> None:
+        if self._reception.send(node, message) or node not in self._remotes:  # a guest, who may have gone just now
+            return
         remote = self._remotes[node]
         if isinstance(message, Stop):
             remote.expected = True
@@ -407,6 +410,9 @@ class Head:
     def note(self, text: str) -> None:
         """Nobody asked."""
 
+    def _came_or_went(self, text: str) -> None:
+        """A guest has; nobody asked."""
+
     # ------------------------------------------------------------------------------- what is shown
 
     def _show(self, endpoint: int, stream: int, line: str) -> None:
@@ -459,6 +465,7 @@ class Head:
     def disown(self) -> None:
         """In a fork of this process: the places are not its own, nor may it keep their life lines open."""
         self._node.disown()
+        self._reception.disown()
         for booted in (*self._arrived.values(), *(remote.booted for remote in self._remotes.values())):
             if booted is not None:
                 booted.session.disown()
