@@ -37,11 +37,14 @@ if TYPE_CHECKING:
     from rmpi.places.handles import NodeStatus as NodeStatus
     from rmpi.places.handles import Place as Place
     from rmpi.places.handles import PlaceStatus as PlaceStatus
+    from rmpi.places.keyfile import write_new_key as write_new_key
     from rmpi.places.managedprocess import process as process
     from rmpi.places.messagerouter import MessageRouter as MessageRouter
     from rmpi.places.messagerouter import log_error as log_error
     from rmpi.places.monitoring import PlaceEvent as PlaceEvent
     from rmpi.places.monitoring import monitor as monitor
+    from rmpi.places.opening import listen as listen
+    from rmpi.places.opening import stop_listening as stop_listening
     from rmpi.places.outlet import ChannelStatistics as ChannelStatistics
     from rmpi.places.outlet import Outlet as Outlet
     from rmpi.places.pair import channel_pair as channel_pair
@@ -60,9 +63,11 @@ _HOMES = {
     "rmpi.places.creation": ("connect", "create_node", "create_node_future", "create_nodes", "here", "nodes", "unite"),
     "rmpi.places.guest": ("AttachedNode", "attach"),
     "rmpi.places.handles": ("Command", "Node", "NodeStatus", "Place", "PlaceStatus"),
+    "rmpi.places.keyfile": ("write_new_key",),
     "rmpi.places.managedprocess": ("process",),
     "rmpi.places.messagerouter": ("MessageRouter", "log_error"),
     "rmpi.places.monitoring": ("PlaceEvent", "monitor"),
+    "rmpi.places.opening": ("listen", "stop_listening"),
     "rmpi.places.outlet": ("ChannelStatistics", "Outlet"),
     "rmpi.places.pair": ("channel_pair",),
     "rmpi.places.selecting": ("select",),

@@ -143,6 +143,7 @@ class NodeEntry:
         host: The place that runs its threads; 0 if there is none.
         ending: Who waits for its end.
         came_by: Of a guest: the door of the head by which it came, as it sees that.
+        key: What connections to its door are proved with, if not with the key of the system.
     """
 
     number: int
@@ -162,6 +163,7 @@ class NodeEntry:
     host: int = 0
     ending: list[tuple[int, int]] = field(default_factory=list)
     came_by: tuple[str, int] | None = None
+    key: bytes = b""
 
     @property
     def is_guest(self) -> bool:

@@ -20,7 +20,7 @@ class Crossings:
     """The ways between the nodes of one system.
 
     Args:
-        key: What connections are proved with.
+        key: What connections are proved with, unless a node has another.
         nodes: All of them, as they come and go.
         is_there: Whether there is a process behind an endpoint.
         to: A message for it, if there is.
@@ -49,9 +49,9 @@ class Crossings:
         route = "direct" if "direct" in (mine.route, theirs.route) else "auto"
         patience = PATIENCE[route]
         if self._dials(mine, theirs):
-            return self._to(endpoint, Dial(peer, (_door(mine, theirs),), self._key, patience))
+            return self._to(endpoint, Dial(peer, (_door(mine, theirs),), theirs.key or self._key, patience))
         if self._dials(theirs, mine):
-            return self._to(peer, Dial(endpoint, (_door(theirs, mine),), self._key, patience))
+            return self._to(peer, Dial(endpoint, (_door(theirs, mine),), mine.key or self._key, patience))
         if route == "direct":
             return self._to(endpoint, NoLink(peer, self._why_not(mine, theirs)))
         if self.relays(endpoint, peer):

@@ -160,6 +160,10 @@ class Directory:
         local = self._nodes[LOCAL]
         local.cores, local.memory, local.pid = cores, memory, pid
 
+    def open_door(self, key: bytes) -> None:
+        """The head's node has a door, and guests prove to have this key there."""
+        self._nodes[LOCAL].key = key
+
     def enrol_guest(self, guest: Attach) -> Enrolled:
         """What a process from outside has to know to be a place of this system, on a node of its own."""
         number = next(self._node_numbers)

@@ -127,6 +127,11 @@ class Door:
             visitor.timer.cancel()
         return True
 
+    def disown(self) -> None:
+        """In a fork of this process: do not keep the port. The loop is shared, and left alone."""
+        for sock in (self._listener, *(visitor.sock for visitor in self._waiting.values())):
+            sock.close()
+
     def close(self) -> None:
         self._loop.unregister(self._listener.fileno())
         self._listener.close()

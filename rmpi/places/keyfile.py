@@ -1,6 +1,6 @@
-"""Key files: what a node that people start by hand shares with those who may join it.
+"""Key files: what a node that people start by hand shares with those who may join it; or a program that lets guests in.
 
-A key file is one line of 64 hexadecimal digits. Whoever can read it may run programs where the node runs, as its user.
+A key file is one line of 64 hexadecimal digits. Whoever can read it may run programs where that runs, as its user.
 So a file that others may read is refused, and one that is made here nobody else can.
 """
 
@@ -27,7 +27,8 @@ def read_key(path: str | Path) -> bytes:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe without a writer must not hold us up
     except FileNotFoundError:
-        raise _refused(path, "is not there; the node's --new-key makes one, which its users then need too") from None
+        why = "is not there; the node's --new-key makes one, or places.write_new_key, and all who join need the same"
+        raise _refused(path, why) from None
     except OSError as error:
         raise _refused(path, f"cannot be read: {error.strerror}") from None
     try:
@@ -54,7 +55,7 @@ def write_new_key(path: str | Path) -> bytes:
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
-        raise _refused(path, "is there already: without --new-key, the key in it is used") from None
+        raise _refused(path, "is there already, and can be used as it is; without --new-key, it is") from None
     except OSError as error:
         raise _refused(path, f"cannot be made: {error.strerror}") from None
     with os.fdopen(fd, "w", encoding="ascii") as file:

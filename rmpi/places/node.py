@@ -189,6 +189,12 @@ class Node:
             raise LaunchError(f"cannot listen at {where}: {_reason(error)}") from None
         return self._door.port
 
+    def close_door(self) -> None:
+        """Let nobody in any more. Who is in stays."""
+        if self._door is not None:
+            self._door.close()
+            self._door = None
+
     def begin(self, begin: Begin) -> None:
         """Prepare: check what can be checked, and start the spawner. `Outside.ready` follows.
 
@@ -600,6 +606,8 @@ class Node:
 
     def disown(self) -> None:
         """In a fork of this process: close our ends of control sockets. The loop is shared, and left alone."""
+        if self._door is not None:
+            self._door.disown()
         if self._spawner is not None:
             self._spawner.disown()
         self._relays.disown()
@@ -608,9 +616,7 @@ class Node:
 
     def close(self) -> None:
         """Give back every descriptor."""
-        if self._door is not None:
-            self._door.close()
-            self._door = None
+        self.close_door()
         self._relays.close()
         for place in self._places.values():
             self._hang_up(place)

@@ -1,8 +1,8 @@
 """Where the head of a system lets guests in, and what it does with them (`rmpi.places.guest`).
 
 Whoever comes by the door has proved to hold its key, and may run here what they like. What a guest says is checked all
-the same, like what any node says; one that speaks nonsense is dropped, with one line of why, and nothing that it pickled
-is unpickled here.
+the same, like what any node says; one that speaks nonsense is dropped, with one line of why, and nothing that it
+pickled is unpickled here.
 """
 
 from __future__ import annotations

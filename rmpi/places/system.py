@@ -2,7 +2,8 @@
 
 It is made when the program first spawns a place or adds a node, and ends with the program, and everything with it.
 Nothing here touches what belongs to the process as a whole: no signal handler is set, no orphan adopted, no child
-killed that is not ours. Nobody listens on this machine unless another node is started on it.
+killed that is not ours. Nobody listens on this machine unless another node is started on it, or the program lets guests
+in (`rmpi.places.opening`).
 
     user's threads     ask over a control socket, as every place does
     "rmpi head"        the loop: its own node, streams to other nodes, the directory
@@ -21,9 +22,12 @@ import socket
 import sys
 import threading
 from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from rmpi.deadline import Deadline, now
 from rmpi.errors import LaunchError, UsageError, WireError
@@ -58,6 +62,9 @@ from rmpi.places.router import HEAD, Announcement, NodeSaid, node_of
 from rmpi.places.surroundings import booter, interpreters, passed_on
 from rmpi.places.system_messages import LOCAL, AddNode, Running, Serve, Serving, Start
 from rmpi.places.systemnode import SystemNode
+from rmpi.places.whereto import show_where
+
+T = TypeVar("T")
 
 KEY_SIZE = 32
 
@@ -84,6 +91,7 @@ class _RemoteNode:
     """A node that is another process: the session that started it, and the stream to it."""
 
     order: AddNode
+    address: str = ""  # where its door is
     link: NodeLink | None = None
     booted: Booted | None = None
     expected: bool = False  # it was told to end
@@ -281,6 +289,7 @@ class Head:
         environment = {**(passed_on(os.environ) if order.host else {}), **order.environment}
         directory = order.directory or str(Path.cwd())
         address = booted.address if order.host else self._here
+        remote.address = WILDCARDS.get(address, address)
         remote.link.send(Serve(node, self._key, address, order.port, booted.facts.executable, environment, directory))
         remote.timer = self._loop.call_later(order.seconds, partial(self._refused, node, "it did not answer in time"))
 
@@ -290,8 +299,7 @@ class Head:
             case Serving(port, pid, cores, memory) if remote.timer is not None:
                 self._served(remote)
                 assert remote.booted is not None
-                address = remote.booted.address if remote.order.host else WILDCARDS.get(self._here, self._here)
-                door = (address, port)
+                door = (remote.address, port)
                 self._decide(NodeBooted(node, remote.booted.facts.hostname, door, pid, cores, memory))
             case Refused(text):
                 self._refused(node, text)
@@ -479,6 +487,7 @@ class System(Head):
         from rmpi.places.member import Member  # late: it imports NumPy, which a head does not need
 
         super().__init__(secrets.token_bytes(KEY_SIZE), guest=True)
+        self._listens: tuple[str, int, bytes] | None = None  # address, port, key
         self._serve()
         cores = len(os.sched_getaffinity(0))
         enrolled = self._directory.enrol_main(cores, memory_of_machine(), os.getpid())
@@ -486,8 +495,56 @@ class System(Head):
         self.member = Member(Control(self._node.adopt(enrolled)))
         self._thread.start()
 
+    def listen(self, address: str, port: int, key: bytes) -> str:
+        """Have a door where guests may come in; where that is. See `rmpi.places.listen`."""
+        return self._in_loop(partial(self._open_door, address, port, key))
+
+    def _open_door(self, address: str, port: int, key: bytes) -> str:
+        if self._listens is not None:
+            if self._listens != (address, port or self._listens[1], key):
+                raise UsageError(
+                    f"this program listens at {show_where(*self._listens[:2])} already, and can at one address and "
+                    "with one key at a time; places.stop_listening() ends that"
+                )
+            return show_where(*self._listens[:2])
+        if self._ending:
+            raise UsageError("the system of this program is about to end: nobody can join it any more")
+        self._listens = address, self._node.open_door(address, key, port), key
+        self._directory.open_door(key)
+        self._here = address
+        return show_where(*self._listens[:2])
+
+    def stop_listening(self) -> None:
+        """Close that door."""
+        self._in_loop(self._close_door)
+
+    def _close_door(self) -> None:
+        self._node.close_door()
+        self._listens = None
+
+    def _in_loop(self, function: Callable[[], T]) -> T:
+        """What the function returns or raises, called by the thread of the head."""
+        future: Future[T] = Future()
+
+        def call() -> None:
+            try:
+                future.set_result(function())
+            except Exception as error:
+                future.set_exception(error)
+
+        self._loop.post(call)
+        while not wait((future,), LOOK).done:
+            if self._over.is_set():
+                raise UsageError("the system of this program has ended")
+        return future.result()
+
     def close(self, grace: float = GRACE) -> None:
-        """End all places and nodes: they are asked to, and after the grace they are killed."""
+        """End all places and nodes: they are asked to, and after the grace they are killed.
+
+        What was put to guests is sent out before, as far as there is time.
+        """
+        if self._reception:
+            self.member.leave(Deadline.after(grace))
         self.member.close("the system that this belongs to was ended, by places.shutdown()")
         self._loop.post(partial(self._begin_end, grace))
         self._over.wait(grace + STOP_LIMIT + 1.0)
