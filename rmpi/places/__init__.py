@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from rmpi.places.handles import Place as Place
     from rmpi.places.handles import PlaceStatus as PlaceStatus
     from rmpi.places.keyfile import write_new_key as write_new_key
+    from rmpi.places.mailboxes import NamedMailbox as NamedMailbox
+    from rmpi.places.mailboxes import open_mailbox as open_mailbox
     from rmpi.places.managedprocess import process as process
     from rmpi.places.messagerouter import MessageRouter as MessageRouter
     from rmpi.places.messagerouter import log_error as log_error
@@ -64,6 +66,7 @@ _HOMES = {
     "rmpi.places.guest": ("AttachedNode", "attach"),
     "rmpi.places.handles": ("Command", "Node", "NodeStatus", "Place", "PlaceStatus"),
     "rmpi.places.keyfile": ("write_new_key",),
+    "rmpi.places.mailboxes": ("NamedMailbox", "open_mailbox"),
     "rmpi.places.managedprocess": ("process",),
     "rmpi.places.messagerouter": ("MessageRouter", "log_error"),
     "rmpi.places.monitoring": ("PlaceEvent", "monitor"),

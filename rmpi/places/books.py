@@ -17,6 +17,9 @@ MAIN = 1
 
 SIGTERM, SIGKILL = 15, 9
 
+MAILBOX = "mailbox"
+"""The kind of what is no place of its own; nobody can spawn that."""
+
 
 # ------------------------------------------------------------------------------------------ events
 
@@ -230,6 +233,16 @@ class PlaceEntry:
     @property
     def is_thread(self) -> bool:
         return self.order.kind == "thread"
+
+    @property
+    def is_mailbox(self) -> bool:
+        """It is one more name of a process that is there anyway."""
+        return self.order.kind == MAILBOX
+
+    @property
+    def shares(self) -> bool:
+        """The process behind its endpoint goes on without it."""
+        return self.is_thread or self.is_mailbox
 
     def row(self) -> dict[str, Any]:
         """What `Survey` tells of it."""

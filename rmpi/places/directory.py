@@ -9,6 +9,7 @@ the event comes that ends it.
                                   call has begun, who asked gets the answer, or else the error
     it has ended                  whoever knows its endpoint is told at once; its supervisor says what follows
     it is started again           the same place behind another endpoint: those who follow it are told
+    a process opens a mailbox     it is a place to those who look for its name, behind the endpoint of that process
     a name is looked for          on one node or on all; who asks follows the place from then on
     a node is lost                so are its places, until a supervised node is there again: then they are started there
     two places of different nodes want each other    one dials the other's door; where neither can, they are relayed
@@ -30,6 +31,7 @@ from typing import Any
 
 from rmpi.errors import UsageError, WireError
 from rmpi.places.books import (
+    MAILBOX,
     MAIN,
     SIGKILL,
     SIGTERM,
@@ -78,6 +80,7 @@ from rmpi.places.system_messages import (
     AddNode,
     Answer,
     Attach,
+    CloseMailbox,
     Declined,
     EndNode,
     EndpointGone,
@@ -86,6 +89,7 @@ from rmpi.places.system_messages import (
     Follow,
     Kill,
     NotStarted,
+    OpenMailbox,
     PlaceAt,
     PlaceDown,
     PlaceGone,
@@ -177,7 +181,7 @@ class Directory:
     @property
     def places_run(self) -> bool:
         """Whether any place runs, apart from programs that have joined."""
-        return bool(self._behind)
+        return bool(self._behind.keys() - self._members)
 
     def end(self) -> None:
         """Nothing is to be started any more."""
@@ -262,6 +266,11 @@ class Directory:
                 return self._kill(endpoint, number, place, signal)
             case Withdraw(number):
                 return self._withdraw((endpoint, number))
+            case OpenMailbox(number, name):
+                return self._open_mailbox(endpoint, number, name)
+            case CloseMailbox(place):
+                mailboxes = [entry for entry in self._of(endpoint, place) if entry.is_mailbox]
+                return [action for entry in mailboxes for action in self._close_mailbox(entry)]
             case Unite(number, strategy, places):
                 return self._unite((endpoint, number), strategy, places)
         raise WireError(f"a place may not say {type(message).__name__}")
@@ -269,7 +278,7 @@ class Directory:
     def _of(self, endpoint: int, place: int) -> list[PlaceEntry]:
         """The entry that a place speaks of: its own, or that of one of its threads."""
         behind = self._behind.get(endpoint, set())
-        numbers = {place} & behind if place else {each for each in behind if not self._places[each].is_thread}
+        numbers = {place} & behind if place else {each for each in behind if not self._places[each].shares}
         return [self._places[each] for each in numbers]
 
     # ---------------------------------------------------------------------------- what goes out
@@ -308,8 +317,7 @@ class Directory:
         if node is None or node.state in ("gone", "ending") or node.is_guest or not self._may_use(endpoint, node):
             return self._decline(asked, "PeerLost", f"{self.node_label(order.node)} is gone; no place can be started")
         if order.name and (other := self._named(order.node, order.name)) is not None:
-            text = f"a place named {order.name!r} is on {node.label} already ({other.state}); names are used once"
-            return self._decline(asked, "UsageError", text)
+            return self._decline(asked, "UsageError", _taken(other, node))
         number = next(self._place_numbers)
         label = f"{order.name or _short(order)} on {node.label}"
         supervisor = Supervisor(Rule.from_plain(order.rule))
@@ -370,7 +378,7 @@ class Directory:
         return node.number << SERIAL_BITS | next(iter(node.serials))
 
     def _count(self, node: NodeEntry) -> int:
-        return sum(not entry.is_thread for entry in self._at_node(node))
+        return sum(not entry.shares for entry in self._at_node(node))
 
     def _is_crowded(self, node: NodeEntry) -> bool:
         return self._count(node) + (node.number == LOCAL) > node.cores
@@ -408,7 +416,7 @@ class Directory:
         return actions
 
     def _at(self, entry: PlaceEntry) -> PlaceAt:
-        return PlaceAt(entry.number, entry.endpoint, entry.label, entry.pid, entry.restarts, entry.is_thread)
+        return PlaceAt(entry.number, entry.endpoint, entry.label, entry.pid, entry.restarts, entry.shares)
 
     def _not_started(self, entry: PlaceEntry, error: str, text: str) -> list[Action]:
         """The call of a place cannot begin: who asked for it is told why; a restart has failed."""
@@ -420,7 +428,7 @@ class Directory:
         else:
             actions = [Tell(f"{entry.label} could not be started again:\n{text.rstrip()}")]
         if entry.is_thread:
-            actions += self._thread_over(entry, End(1, entry.cause), 1)
+            actions += self._sharer_over(entry, End(1, entry.cause), 1)
         return actions
 
     def _crashed(self, endpoint: int, text: str) -> list[Action]:
@@ -438,7 +446,7 @@ class Directory:
         self._members.discard(endpoint)
         for entry in self._places.values():
             entry.followers.discard(endpoint)
-        own = next((entry for entry in behind if not entry.is_thread), None)
+        own = next((entry for entry in behind if not entry.shares), None)
         label = own.label if own else self.node_label(node_of(endpoint))
         cause = own.cause if own and own.cause and end.failed else end.cause
         gone = EndpointGone(endpoint, label, cause, end.failed)
@@ -589,10 +597,10 @@ class Directory:
             if text:
                 actions.append(Tell(f"{entry.label} failed:\n{text.rstrip()}"))
             end = End(status, _last_line(text)) if text else end_of(status, joined=True, left=True)
-            actions += self._thread_over(entry, end, status)
+            actions += self._sharer_over(entry, end, status)
         return actions
 
-    def _thread_over(self, entry: PlaceEntry, end: End, status: int) -> list[Action]:
+    def _sharer_over(self, entry: PlaceEntry, end: End, status: int) -> list[Action]:
         self._behind.get(entry.endpoint, set()).discard(entry.number)
         return self._ended_place(entry, end, status)
 
@@ -641,7 +649,30 @@ class Directory:
     def _stop(self, entry: PlaceEntry, signal: int) -> list[Action]:
         if entry.is_thread:
             return self._to(entry.endpoint, StopThread(entry.number))
+        if entry.is_mailbox:
+            return self._close_mailbox(entry)
         return [Post(entry.node, SignalPlace(entry.endpoint, signal))]
+
+    # ------------------------------------------------------------------------------- mailboxes
+
+    def _open_mailbox(self, endpoint: int, number: int, name: str) -> list[Action]:
+        asked = (endpoint, number)
+        node = self._nodes[node_of(endpoint)]
+        if not name:
+            raise WireError("a mailbox without a name cannot be found")
+        if (other := self._named(node.number, name)) is not None:
+            return self._decline(asked, "UsageError", _taken(other, node))
+        order = Spawn(number, node.number, name, MAILBOX, (), b"", 0, NO_RULE, {}, "", 0)
+        place, label = next(self._place_numbers), f"{name} on {node.label}"
+        nothing = Supervisor(Rule(Then.NOTHING))
+        self._places[place] = PlaceEntry(
+            place, node.number, order, None, asked, endpoint, nothing, label, endpoint=endpoint, state="up"
+        )
+        self._behind.setdefault(endpoint, set()).add(place)
+        return self._answer(asked, place, label)
+
+    def _close_mailbox(self, entry: PlaceEntry) -> list[Action]:
+        return self._sharer_over(entry, End(0, "it was closed"), 0)
 
     # ----------------------------------------------------------------------- names and numbers
 
@@ -889,6 +920,11 @@ NO_RULE: Plain = Rule(Then.NOTHING).to_plain()
 KINDS = ("process", "thread", "command")
 
 LAST_SIGNAL = 64
+
+
+def _taken(other: PlaceEntry, node: NodeEntry) -> str:
+    what = "mailbox" if other.is_mailbox else "place"
+    return f"a {what} named {other.order.name!r} is on {node.label} already ({other.state}); names are used once"
 
 
 def _waits_for_host(entry: PlaceEntry) -> bool:

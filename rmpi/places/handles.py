@@ -44,9 +44,9 @@ class PlaceStatus:
     Attributes:
         label: What errors call it: ``"bank on host2"``.
         name: By which it is found; "" if it has none.
-        kind: ``"process"``, ``"thread"`` or ``"command"``.
+        kind: ``"process"``, ``"thread"`` or ``"command"``; ``"mailbox"``: what `open_mailbox` has made there.
         state: ``"starting"``, ``"up"``, or ``"down"``: it has ended and is about to be restarted.
-        pid: Of its process; 0 while there is none, and of a thread.
+        pid: Of its process; 0 while there is none, and of what shares one with others: a thread, a mailbox.
         restarts: How often it was restarted.
     """
 

@@ -5,7 +5,7 @@ They are packed and checked like those of a job (`rmpi.places.messages`), of whi
 `FromPlace`, `ToPlace`, `Output`, `Stop`, `Gone`.
 
     place → head        Find  Spawn  AddNode  EndNode  Survey  Kill  Unite  Follow  Withdraw  Started  NotStarted
-                        Record
+                        Record  OpenMailbox  CloseMailbox
     head → place        Enrolled  Answer  Declined  PlaceAt  PlaceDown  PlaceGone  PlaceShown  EndpointGone
     place host ⇄ head   RunThread  StopThread  ThreadEnded
     head → node         Serve  Start  EndpointGone  RelayTo; and to that of a guest, Enrolled
@@ -172,6 +172,24 @@ class Withdraw(Message):
 # ------------------------------------------------------------------------------------ head → place
 
 
+@register(140)
+class OpenMailbox(Message):
+    """This process has a mailbox of that name, besides what it was started with. Answered with ``(place, label)``.
+
+    To everybody else it is a place like any other, which goes when it is closed, or with its process.
+    """
+
+    number: int
+    name: str
+
+
+@register(141)
+class CloseMailbox(Message):
+    """It has not any more."""
+
+    place: int
+
+
 @register(144)
 class Enrolled(Message):
     """What a place needs to know of itself, and the call that it is to make.
@@ -328,6 +346,8 @@ FROM_PLACES = (
     Started,
     NotStarted,
     Record,
+    OpenMailbox,
+    CloseMailbox,
     ThreadEnded,
 )
 """What places may say to the head. Their nodes see to it."""

@@ -153,3 +153,26 @@ def speak(_mailbox):
 
 def fail(_mailbox):
     1 / 0  # noqa: B018
+
+
+def visit(mailbox, name, what):
+    """Put something where this name leads, and tell what comes back."""
+    from rmpi import places
+
+    desk = places.connect(name)
+    desk.put(what)
+    mailbox.put(desk.get())
+
+
+def keep_desk(mailbox, name):
+    """Have a mailbox of that name, and answer there, until told to close it."""
+    from rmpi import places
+
+    desk = places.open_mailbox(name)
+    mailbox.put("open")
+    for channel in iter(lambda: places.select([mailbox, desk])[0], mailbox):
+        message, reply = channel.receive()
+        reply.put(message)
+    desk.close()
+    mailbox.put("closed")
+    mailbox.get()

@@ -41,6 +41,7 @@ from rmpi.places.system_messages import (
     LOCAL,
     AddNode,
     Answer,
+    CloseMailbox,
     Declined,
     EndNode,
     EndpointGone,
@@ -49,6 +50,7 @@ from rmpi.places.system_messages import (
     Follow,
     Kill,
     NotStarted,
+    OpenMailbox,
     PlaceAt,
     PlaceDown,
     PlaceGone,
@@ -1551,3 +1553,52 @@ def test_nothing_but_wire_errors_and_every_request_is_answered_once(script):
     assert all(entry.state == "gone" and entry.asked is None for entry in books._places.values())
     assert all(node.asked is None and not node.ending for node in books._nodes.values())
     assert sorted(books._past) == sorted(books._places)
+
+
+# -- mailboxes ----------------------------------------------------------------------------------------------
+
+
+def test_a_mailbox_is_a_place_behind_the_endpoint_of_its_process(stage):
+    place, label = stage.outcome(stage.asks(PROGRAM, OpenMailbox, "desk"))
+    assert label == "desk on vm"
+    _, client = stage.place()
+    assert stage.outcome(stage.asks(client, Find, ANY_NODE, "desk"), client) == (place, label)
+    assert stage.heard(client) == [PlaceAt(place, PROGRAM, label, 0, 0, True)]
+    stage.says(PROGRAM, CloseMailbox(place))
+    assert stage.heard(client) == [PlaceGone(place, "it was closed", 0, False, ""), PlaceShown(place)]
+
+
+def test_a_mailbox_ends_with_its_process_and_does_not_come_back_with_it(stage):
+    _, endpoint = stage.place(name="bank", rule=ALWAYS)
+    place, _ = stage.outcome(stage.asks(endpoint, OpenMailbox, "desk"), endpoint)
+    stage.says(PROGRAM, Follow(place))
+    stage.heard()
+    stage.exits(endpoint, -SIGKILL)
+    assert PlaceGone(place, "killed by SIGKILL", -SIGKILL, True, "") in stage.heard()
+    assert [message.argv for _, message in stage.posted(Start)] == []
+    assert isinstance(stage.outcome(stage.asks(PROGRAM, Find, LOCAL, "desk")), Declined)
+
+
+def test_nobody_can_close_anothers_mailbox_or_what_is_none(stage):
+    bank, endpoint = stage.place(name="bank")
+    place, _ = stage.outcome(stage.asks(PROGRAM, OpenMailbox, "desk"))
+    for each in (place, bank, 99):
+        stage.says(endpoint, CloseMailbox(each))
+    assert stage.outcome(stage.asks(PROGRAM, Find, LOCAL, "desk")) == (place, "desk on vm")
+    assert stage.outcome(stage.asks(PROGRAM, Find, LOCAL, "bank"))[0] == bank
+
+
+def test_who_does_not_wait_for_a_mailbox_any_more_does_not_have_it(stage):
+    request = stage.asks(PROGRAM, OpenMailbox, "desk")
+    stage.says(PROGRAM, Withdraw(request))
+    assert stage.outcome(stage.asks(PROGRAM, OpenMailbox, "desk"))
+
+
+def test_mailboxes_of_the_program_do_not_keep_its_system_from_ending(stage):
+    stage.asks(PROGRAM, OpenMailbox, "desk")
+    assert not stage.directory.places_run
+
+
+def test_a_mailbox_without_a_name_is_nonsense(stage):
+    with pytest.raises(WireError):
+        stage.says(PROGRAM, OpenMailbox(1, ""))

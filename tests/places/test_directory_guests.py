@@ -18,6 +18,7 @@ from rmpi.places.system_messages import (
     Enrolled,
     Find,
     Follow,
+    OpenMailbox,
     PlaceAt,
     PlaceGone,
     Record,
@@ -211,3 +212,23 @@ def test_what_comes_for_a_guest_that_is_gone_is_dropped(stage, guest):
     for message in (Carry(other, guest, b"late"), Carried(guest, other, 1)):
         stage.happens(Heard(node_of(other), message))
     assert stage.did() == []
+
+
+def test_a_guest_has_mailboxes_which_others_find_until_it_is_gone(stage, guest):
+    place, label = stage.outcome(stage.asks(guest, OpenMailbox, "desk"), guest)
+    assert label == "desk on the guest from laptop (pid 9)"
+    other = stage.joins()
+    assert stage.outcome(stage.asks(other, Find, ANY_NODE, "desk"), other) == (place, label)
+    stage.heard(other)
+    stage.breaks(guest)
+    assert PlaceGone(place, "cut off", LOST, True, "") in stage.heard(other)
+    assert isinstance(stage.outcome(stage.asks(other, Find, ANY_NODE, "desk"), other), Declined)
+
+
+def test_guests_dial_the_door_of_the_head_with_the_key_that_they_came_with(stage, guest):
+    _, endpoint = stage.place(LOCAL, by=guest)
+    stage.says(guest, Connect(endpoint))
+    stage.directory.open_door(b"a key of its own")
+    stage.says(guest, Connect(endpoint))
+    before, after = [each.key for each in stage.heard(guest) if isinstance(each, Dial)]
+    assert (before, after) == (KEY, b"a key of its own")
