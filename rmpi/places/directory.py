@@ -63,6 +63,7 @@ from rmpi.places.messages import (
     Crashed,
     Exited,
     FromPlace,
+    Halted,
     Message,
     Signal,
     SignalPlace,
@@ -134,6 +135,7 @@ class Directory:
         self._place_numbers = itertools.count(MAIN + 1)
         self._behind: dict[int, set[int]] = {}  # the places behind each endpoint
         self._ended: dict[int, int] = {}  # by endpoint: the place that was there, until all it wrote was shown
+        self._stopped: dict[int, float] = {}  # by endpoint: since when its process is
         self._silent: set[int] = set()  # endpoints that have not ended, and will not write anything more
         self._past: deque[int] = deque()  # the places of which nothing is left to be told
         self._labels: dict[int, str] = {}  # by endpoint, as long as it is in one of these
@@ -223,6 +225,8 @@ class Directory:
                 return self._endpoint_ended(endpoint, status, end_of(status, joined=joined, left=left))
             case Running(endpoint, pid) if node_of(endpoint) == node:
                 return self._running(endpoint, pid)
+            case Halted(endpoint, stopped) if node_of(endpoint) == node:
+                return self._halted(endpoint, stopped)
             case Carry(source, destination) if node_of(source) == node:
                 return [Post(node_of(destination), message)] if self._crossings.relays(source, destination) else []
             case Carried(source, destination, count) if node_of(destination) == node:
@@ -392,6 +396,14 @@ class Directory:
                 actions += self._started(entry)
         return actions
 
+    def _halted(self, endpoint: int, stopped: bool) -> list[Action]:
+        """Nothing follows from that here: whoever asks is told."""
+        if stopped and endpoint in self._behind:
+            self._stopped.setdefault(endpoint, self._now)
+        else:
+            self._stopped.pop(endpoint, None)
+        return []
+
     def _begun(self, entry: PlaceEntry) -> list[Action]:
         """The call of a place has begun, as it says itself. Its process may have to be heard of yet."""
         entry.begun = True
@@ -444,6 +456,7 @@ class Directory:
             return []
         behind = [self._places[number] for number in sorted(self._behind.pop(endpoint, set()))]
         self._members.discard(endpoint)
+        self._stopped.pop(endpoint, None)
         for entry in self._places.values():
             entry.followers.discard(endpoint)
         own = next((entry for entry in behind if not entry.shares), None)
@@ -896,7 +909,11 @@ class Directory:
         entry = self._nodes.get(node)
         if entry is None:
             return self._decline(asked, "UsageError", f"there is no node {node}")
-        return self._answer(asked, [entry.row(), *(each.row() for each in self._at_node(entry))])
+        return self._answer(asked, [entry.row(), *(self._row(each) for each in self._at_node(entry))])
+
+    def _row(self, entry: PlaceEntry) -> dict[str, Any]:
+        since = self._stopped.get(entry.endpoint)
+        return {**entry.row(), "stopped": None if since is None else self._now - since}
 
     def node_label(self, node: int) -> str:
         """What a node is called."""

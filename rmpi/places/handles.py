@@ -48,6 +48,8 @@ class PlaceStatus:
         state: ``"starting"``, ``"up"``, or ``"down"``: it has ended and is about to be restarted.
         pid: Of its process; 0 while there is none, and of what shares one with others: a thread, a mailbox.
         restarts: How often it was restarted.
+        stopped: Seconds since its process was stopped (SIGSTOP), as far as its node has noticed; None: it is not. What
+            is stopped neither ends nor goes on by itself, and is not lost: whoever cannot wait may kill it.
     """
 
     label: str
@@ -56,6 +58,7 @@ class PlaceStatus:
     state: str
     pid: int
     restarts: int
+    stopped: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,10 +256,7 @@ class Node:
             node["host"],
             node["state"],
             node["pid"],
-            tuple(
-                PlaceStatus(each["label"], each["name"], each["kind"], each["state"], each["pid"], each["restarts"])
-                for each in places
-            ),
+            tuple(PlaceStatus(**{key: value for key, value in each.items() if key != "place"}) for each in places),
         )
 
     # ------------------------------------------------------------------------------------ ending

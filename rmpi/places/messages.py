@@ -518,6 +518,14 @@ class Reaped(Message):
     status: int
 
 
+@register(69)
+class Halted(Message):
+    """A place was stopped (SIGSTOP), or goes on."""
+
+    endpoint: int
+    stopped: bool
+
+
 @register(68)
 class SignalPlace(Message):
     """Send a signal to a place and what it started."""

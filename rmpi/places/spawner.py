@@ -5,7 +5,7 @@ a subreaper. It knows three things: what to fork, which signal to pass on, and t
 everything below must go. For Python programs it first imports what they share; see `rmpi.places.zygote`.
 
     node ── Fork + 4 descriptors ──▶ spawner ── fork ──▶ place
-    node ◀── Forked, Reaped ─────── spawner
+    node ◀── Forked, Halted, Reaped ─ spawner
 
 The life line is the control socket: at its end, for whatever reason, the spawner kills all that is below it,
 daemonised grandchildren included, and exits. While it imports it does not look there, and the kernel kills it when its
@@ -28,7 +28,7 @@ from collections.abc import Iterable
 from rmpi.errors import LaunchError, WireError
 from rmpi.places.birth import HELD, become_place, needs_exec, start_fresh
 from rmpi.places.control import Control
-from rmpi.places.messages import NO_RANK, Fork, Forked, Note, Reaped, Refused, Signal, SignalPlace, Up
+from rmpi.places.messages import NO_RANK, Fork, Forked, Halted, Note, Reaped, Refused, Signal, SignalPlace, Up
 from rmpi.places.processes import (
     become_subreaper,
     die_with_parent,
@@ -131,14 +131,19 @@ class Spawner:
             pass
 
     def _reap(self) -> None:
-        """Collect whoever has ended; orphans that became our children too."""
+        """Collect whoever has ended; orphans that became our children too. And notice who is stopped, or goes on."""
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
             except ChildProcessError:
                 return
             if not pid:
                 return
+            if os.WIFSTOPPED(status) or os.WIFCONTINUED(status):
+                endpoint = self._endpoint_of.get(pid)
+                if endpoint is not None:
+                    self._control.send(Halted(endpoint, os.WIFSTOPPED(status)))
+                continue
             endpoint = self._endpoint_of.pop(pid, None)
             if endpoint is not None:
                 self._control.send(Reaped(endpoint, os.waitstatus_to_exitcode(status)))

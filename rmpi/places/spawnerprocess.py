@@ -36,7 +36,7 @@ class Parent(Protocol):
         """Once it has ended: whether it did so itself, and all that was below it first."""
 
     def send(self, message: Message, fds: Iterable[int] = ()) -> None:
-        """`Fork`, with descriptors that stay the caller's, or `Signal`. Answered by `Up`, `Forked` and `Reaped`."""
+        """`Fork`, with descriptors that stay the caller's, or `Signal`. Answered by `Up`, `Forked`, `Reaped`."""
 
     def end(self) -> None:
         """End all that is below it, and itself."""

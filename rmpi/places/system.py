@@ -46,6 +46,7 @@ from rmpi.places.messages import (
     Exited,
     FromPlace,
     Gone,
+    Halted,
     Message,
     Note,
     Output,
@@ -309,7 +310,7 @@ class Head:
                 pass
             case Gone():
                 self._lost(node, "it has ended")
-            case Exited() | FromPlace() | Running() | Carry() | Carried():
+            case Exited() | FromPlace() | Running() | Halted() | Carry() | Carried():
                 try:
                     self._decide(Heard(node, message))
                 except WireError as error:

@@ -19,7 +19,19 @@ from rmpi.errors import LaunchError
 from rmpi.places.control import Control, control_pair
 from rmpi.places.ignition import Ignition, make_room
 from rmpi.places.loop import Loop
-from rmpi.places.messages import NO_RANK, Carried, Carry, Fork, FromPlace, Message, SignalPlace, Up, pack, unpack
+from rmpi.places.messages import (
+    NO_RANK,
+    Carried,
+    Carry,
+    Fork,
+    FromPlace,
+    Halted,
+    Message,
+    SignalPlace,
+    Up,
+    pack,
+    unpack,
+)
 from rmpi.places.node import Node, NodePlace, Outside, memory_of_machine
 from rmpi.places.outpost import Outpost, PlaceStarts
 from rmpi.places.processes import become_subreaper, kill_descendants, kill_groups
@@ -122,6 +134,8 @@ class SystemNode(Node):
         if isinstance(message, Up):
             self._spawner_is_up = True
             self._start_all()
+        elif isinstance(message, Halted):
+            self._outside.send(HEAD, message)
         else:
             super()._spawner_said(message)
 

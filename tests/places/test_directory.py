@@ -24,6 +24,7 @@ from rmpi.places.messages import (
     Dial,
     Exited,
     FromPlace,
+    Halted,
     Joined,
     NoLink,
     Signal,
@@ -1194,7 +1195,7 @@ def test_a_node_and_its_places_are_surveyed(stage):
     (rows,) = [stage.outcome(stage.asks(PROGRAM, Survey, LOCAL))]
     assert rows[0][0] == {"node": 0, "label": "vm", "host": "vm", "state": "up", "pid": 100}
     row = {"place": place, "label": "bank on vm", "name": "bank", "kind": "process"}
-    assert rows[0][1:] == ({**row, "state": "up", "pid": 500, "restarts": 0},)
+    assert rows[0][1:] == ({**row, "state": "up", "pid": 500, "restarts": 0, "stopped": None},)
     stage.exits(endpoint, 1)
     ((_, seen),) = stage.outcome(stage.asks(PROGRAM, Survey, LOCAL))
     assert (seen["state"], seen["pid"]) == ("down", 0)
@@ -1410,6 +1411,8 @@ requests = st.one_of(
     st.builds(Unite, number, st.sampled_from(["one_for_all", "rest_for_one"]), st.lists(places, max_size=3).map(tuple)),
     st.builds(Withdraw, st.integers(0, 5)),
     st.builds(Follow, places),
+    st.builds(OpenMailbox, number, names),
+    st.builds(CloseMailbox, places),
 )
 news = st.one_of(
     st.builds(NotStarted, places, st.sampled_from(["LaunchError", "?"]), texts),
@@ -1430,6 +1433,7 @@ verbs = st.one_of(
     st.tuples(st.just("begins"), whom, st.just(0)),
     st.tuples(st.just("ends"), whom, st.sampled_from([0, 1, -9])),
     st.tuples(st.just("was shown"), whom, st.none()),
+    st.tuples(st.just("stops"), whom, st.booleans()),
     st.tuples(st.just("unites"), whom, st.sampled_from(["one_for_all", "rest_for_one", "one_for_one"])),
     st.tuples(st.just("carries"), whom, endpoints),
     st.tuples(st.just("wants no more"), whom, endpoints),
@@ -1465,6 +1469,8 @@ class Play(Stage):
                 self.says(self._speaker(who), Started(what))
             case "ends" if (endpoint := self._speaker(who)) != PROGRAM:
                 self.exits(endpoint, what)
+            case "stops":
+                self.happens(Heard(node_of(self._speaker(who)), Halted(self._speaker(who), what)))
             case "was shown":
                 self.happens(Shown(self._speaker(who)))
             case "unites":
@@ -1550,9 +1556,33 @@ def test_nothing_but_wire_errors_and_every_request_is_answered_once(script):
     assert not books.places_run
     assert not books._ended
     assert not books._labels
+    assert not books._stopped
     assert all(entry.state == "gone" and entry.asked is None for entry in books._places.values())
     assert all(node.asked is None and not node.ending for node in books._nodes.values())
     assert sorted(books._past) == sorted(books._places)
+
+
+# -- what is stopped ----------------------------------------------------------------------------------------
+
+
+def test_a_place_that_is_stopped_says_for_how_long(stage):
+    _, endpoint = stage.place(name="bank", rule=ALWAYS)
+
+    def stopped():
+        (_, bank), *_ = stage.outcome(stage.asks(PROGRAM, Survey, LOCAL))
+        return bank["stopped"]
+
+    assert stopped() is None
+    for seconds in (10.0, 12.0):
+        stage.at(seconds, Heard(LOCAL, Halted(endpoint, True)))
+    stage.now = 14.0
+    assert stopped() == 4.0
+    stage.happens(Heard(LOCAL, Halted(endpoint, False)))
+    assert stopped() is None
+    stage.happens(Heard(LOCAL, Halted(endpoint, True)))
+    stage.exits(endpoint, -SIGKILL)
+    stage.happens(Heard(LOCAL, Halted(endpoint, True)))  # it crossed the news of its end
+    assert stopped() is None
 
 
 # -- mailboxes ----------------------------------------------------------------------------------------------

@@ -370,6 +370,44 @@ def test_a_command_is_restarted(node, tmp_path):
     assert command.restarts == 1
 
 
+def stopped(node):
+    """Of each place that is stopped, for how many seconds."""
+    return {each.label: each.stopped for each in node.status().places if each.stopped is not None}
+
+
+@pytest.mark.parametrize("where", ["here", "beside"])
+def test_what_is_stopped_is_seen_and_may_be_killed_or_go_on(node, extra, where):
+    at = node if where == "here" else extra
+    place, command = at.spawn(played.echo, name="echo"), at.spawn_command(["sleep", "1000"], name="sleep")
+    assert stopped(at) == {}
+    for each in (place, command):
+        os.kill(each.pid, signal.SIGSTOP)
+    while len(found := stopped(at)) < 2:
+        pass
+    assert found.keys() == {place.label, command.label}
+    while stopped(at)[place.label] <= found[place.label]:  # the time that passes
+        pass
+    os.kill(place.pid, signal.SIGCONT)
+    place.put("goes on")
+    assert place.get(timeout=LIMIT) == "goes on"
+    while stopped(at).keys() != {command.label}:
+        pass
+    command.kill()
+    assert command.wait(LIMIT) == -signal.SIGKILL
+    assert stopped(at) == {}
+    place.kill()
+
+
+def test_threads_are_stopped_with_their_process(node):
+    place = node.spawn(played.echo, name="thread", kind="thread")
+    (host,) = [each for each in node.status().places if each.label.startswith("the threads of")]
+    os.kill(host.pid, signal.SIGSTOP)
+    while stopped(node).keys() != {place.label, host.label}:
+        pass
+    os.kill(host.pid, signal.SIGCONT)
+    place.terminate()
+
+
 def test_a_command_is_ended_with_what_it_started(node):
     with node.spawn_command(["sh", "-c", "sleep 1000 & wait"]) as command:
         (child,) = await_children(psutil.Process(command.pid))
