@@ -13,9 +13,11 @@ import os
 import socket
 from collections.abc import Mapping
 
+from rmpi.comm.channels import RankMember
 from rmpi.comm.communicator import Comm
-from rmpi.comm.family import Family
+from rmpi.comm.family import Family, derived
 from rmpi.errors import ChannelClosed, LaunchError
+from rmpi.places.membership import FOUNDER
 from rmpi.places.place import FD_VARIABLE, Place, forget, inherited_fd
 from rmpi.transport.endpoint import Endpoint
 
@@ -62,6 +64,7 @@ def _join(fd: int) -> Comm:
     family = Family(place.endpoint, place)
     place.serve(family)
     welcome = place.welcome
+    family.member = RankMember(place.endpoint, derived(welcome.context, "channels"))
     comm = Comm(family, welcome.members, welcome.context, welcome.hosts)
     place.endpoint.mismatched = family.report_mismatch
     os.environ.pop(FD_VARIABLE, None)  # for programs that this rank starts: they are not the rank
@@ -115,8 +118,10 @@ class _Nobody:
 
 def _alone(environ: Mapping[str, str]) -> Comm:
     refuse_other_launchers(environ)
-    endpoint = Endpoint(0, lambda _peer: None, name_of="rank {}".format)
-    return Comm(Family(endpoint, _Nobody(endpoint)), [0], 2, [socket.gethostname()])
+    endpoint = Endpoint(FOUNDER, lambda _peer: None, name_of=lambda _endpoint: "rank 0")
+    family = Family(endpoint, _Nobody(endpoint))
+    family.member = RankMember(endpoint, int.from_bytes(os.urandom(8), "little"))
+    return Comm(family, [FOUNDER], 2, [socket.gethostname()])
 
 
 def refuse_other_launchers(environ: Mapping[str, str]) -> None:

@@ -25,6 +25,7 @@ from rmpi.transport.callsite import call_site
 
 if TYPE_CHECKING:
     from rmpi.comm.cart import Cart
+    from rmpi.places.channel import Channel
 
 
 class Comm(Collectives):
@@ -170,6 +171,35 @@ class Comm(Collectives):
         if not self._ended:
             self._ended = True
             self._close()
+
+    # ------------------------------------------------------------------------------------ channels
+
+    def channel_pair(self, limit: int | None = None) -> tuple[Channel, Channel]:
+        """Two channels (`rmpi.places`): what is put into one is got from the other, also by other ranks.
+
+            ours, theirs = comm.channel_pair()
+            comm.send(theirs, 1)
+
+        Either end can be sent to other ranks of the job, by any communicator or channel, to several too. It arrives as
+        a channel that puts where this one puts: what rank 1 puts, ``ours.receive()`` gets, with the channel to answer
+        it by. `rmpi.places.select` waits for several. They belong to the job: no communicator's end, nor its `revoke`,
+        is theirs. Not a collective call.
+
+        A rank that waits for a channel from another rank, which ends, is told as in `recv`: by `RankFailed` or
+        `PeerExited`, after all that had come.
+
+        Args:
+            limit: How many messages may wait in each direction; see `rmpi.places.channel_pair`.
+
+        Raises:
+            UsageError: ``limit`` is no positive number; or ranks are threads of one process.
+        """
+        from rmpi.places.pair import pair_of  # late: most ranks have no channels
+
+        member = self._family.member
+        if member is None:
+            raise UsageError("these ranks are threads of one process: channels lead from process to process")
+        return pair_of(member, limit)
 
     # ---------------------------------------------------------------------------------- one's share
 

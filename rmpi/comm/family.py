@@ -21,6 +21,7 @@ from rmpi.transport.matching import Arrival
 from rmpi.transport.operation import Operation
 
 if TYPE_CHECKING:
+    from rmpi.comm.channels import RankMember
     from rmpi.comm.collective import Collectives
 
 
@@ -38,12 +39,14 @@ class Family:
         endpoint: By which they all communicate.
         keeper: Who reaches all ranks besides their links.
         first: The communicator that the others were made of; None until there is one.
+        member: What channels belong to; None where ranks are threads, for a process is one member of a job.
     """
 
     def __init__(self, endpoint: Endpoint, keeper: Keeper) -> None:
         self.endpoint = endpoint
         self.keeper = keeper
         self.first: Collectives | None = None
+        self.member: RankMember | None = None
         self._drivers: WeakValueDictionary[int, Driver] = WeakValueDictionary()
         self._begun: WeakKeyDictionary[Operation, str] = WeakKeyDictionary()  # what is under way is kept by others
 

@@ -129,7 +129,11 @@ def channel_pair(limit: int | None = None, *, of: Node | None = None) -> tuple[C
     Raises:
         UsageError: ``limit`` is no positive number.
     """
-    member = of.member if of is not None else current()
+    return pair_of(of.member if of is not None else current(), limit)
+
+
+def pair_of(member: Member, limit: int | None) -> tuple[Channel, Channel]:
+    """`channel_pair`, of this member of a system."""
     boxes = member.new_box(), member.new_box()
     addresses = [Address(member.system, 0, member.endpoint.ident, box, LABEL) for box in boxes]
     if limit is None:
