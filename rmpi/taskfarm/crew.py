@@ -64,7 +64,6 @@ class Crew:
         self._label = label
         self._lock = threading.Lock()
         self._places: dict[Link, tuple[Place, float, int]] = {}  # since when, and which
-        self._stopped: dict[Link, float] = {}  # since when
         self._quick = 0  # deaths in a row after a short life
         self._ended = threading.Event()
         self._made = 0
@@ -97,7 +96,6 @@ class Crew:
             if link not in self._places:
                 return
             _, since, _ = self._places.pop(link)
-            self._stopped.pop(link, None)
             self._quick = self._quick + 1 if now() - since < SHORT else 0
             pause = min(LONGEST_PAUSE, 0.1 * 2 ** (self._quick - 2)) if self._quick > 1 else 0.0
         if self._ended.is_set():
@@ -123,19 +121,20 @@ class Crew:
     def _watch(self) -> None:
         while not self._ended.wait(LOOK):
             with self._lock:
-                links = [link for link in self._places if link.pending]
-            for link in links:
-                self._look_at(link)
+                busy = {link.worker.pid: link for link in self._places if link.pending and link.worker is not None}
+            if busy:
+                self._look_at(busy)
 
-    def _look_at(self, link: Link) -> None:
-        worker = link.worker
-        if worker is None or not is_stopped(worker.pid):
-            self._stopped.pop(link, None)
+    def _look_at(self, busy: dict[int, Link]) -> None:
+        try:
+            places = self._node.status().places
+        except RmpiError:  # the node is lost, or about to be
             return
-        since = self._stopped.setdefault(link, now())
-        if now() - since >= PATIENCE and link.end is not None:
-            _LOG.warning("%s was stopped for %g s, and is killed: others do its tasks", link.label, PATIENCE)
-            link.end()
+        for place in places:
+            link = busy.get(place.pid)
+            if link is not None and link.end is not None and place.stopped is not None and place.stopped >= PATIENCE:
+                _LOG.warning("%s was stopped for %g s, and is killed: others do its tasks", link.label, PATIENCE)
+                link.end()
 
     def end(self, deadline: Deadline) -> None:
         """Their channels were closed, so they end; those that do not in time are killed."""
@@ -158,12 +157,3 @@ class Crew:
     def _all(self) -> list[Place]:
         with self._lock:
             return [place for place, _, _ in self._places.values()]
-
-
-def is_stopped(pid: int) -> bool:
-    """Whether that process of this machine is stopped (proc_pid_stat(5))."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
-            return file.read().rpartition(b")")[2].split()[0] == b"T"
-    except OSError:
-        return False

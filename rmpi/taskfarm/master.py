@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import wait
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
@@ -14,12 +15,15 @@ from rmpi.deadline import Deadline
 from rmpi.errors import UsageError
 from rmpi.places.creation import create_nodes, here
 from rmpi.places.hosts import HostSpec, parse_host_list
+from rmpi.places.local import LOOPBACK
 from rmpi.taskfarm.crew import Crew
 from rmpi.taskfarm.dialogue import Procedure, read_result
 from rmpi.taskfarm.farm import Farm
 from rmpi.taskfarm.handles import Handle
 from rmpi.taskfarm.mapping import Mapping
+from rmpi.taskfarm.meeting import Gate, Visit
 from rmpi.taskfarm.packing import pack, pack_function
+from rmpi.taskfarm.ranks import workers as job_workers
 from rmpi.taskfarm.talking import Talk
 from rmpi.taskfarm.tasks import Assignment, Options, Task
 from rmpi.taskfarm.workers import Worker
@@ -65,7 +69,8 @@ class Master:
 
         Args:
             workers: How many on this machine. None: one for each core that this process may use, but none if there are
-                ``hosts``. 0: none; they come by `serve` and `connect`.
+                ``hosts``; or the other ranks of the job, in ``rmpi-run -m rmpi.taskfarm script.py``. 0: none; they come
+                by `listen` and `connect`.
             hosts: Machines, as for ``rmpi-run -H``: ``["host2:4", "alice@host3"]``, with four workers and one.
             initializer: Each worker calls ``initializer(*initargs)`` before its first task. If that raises, no task can
                 be done, and all raise `BrokenFarm`.
@@ -75,7 +80,8 @@ class Master:
             UsageError: An argument is out of range.
             ExceptionGroup: Of `LaunchError`: hosts that cannot be used. Nothing is left running.
         """
-        count = _checked_count(workers, hosts is not None)
+        ranks = job_workers() if workers is None and hosts is None else []
+        count = _checked_count(workers, hosts is not None or bool(ranks))
         machines = _checked_hosts(hosts)
         self._options = checked(Options(retries=retries))
         self._farm = Farm(initializer, initargs, label="this task farm")
@@ -83,11 +89,15 @@ class Master:
         self._crews: list[Crew] = []
         self._nodes: list[Node] = []
         self._own: list[Node] = []
+        self._visits: list[Visit] = []
+        self._gate: Gate | None = None
         self._talks: set[Task[Any]] = set()
         self._closing = threading.Lock()
         self._closed = False
         try:
             self._start(count, machines)
+            for label, channel in ranks:
+                self._farm.greet(channel, label)
         except BaseException:
             self._kill()
             raise
@@ -107,6 +117,8 @@ class Master:
     def _replace(self, link: Link) -> None:
         for crew in self._crews:
             crew.lost(link)
+        for visit in self._visits:
+            visit.lost(link)
 
     # ------------------------------------------------------------------------------------ tasks
 
@@ -285,6 +297,43 @@ class Master:
         assert worker is not None
         return worker
 
+    def listen(self, address: str = LOOPBACK, port: int = 0, *, key_file: str | Path) -> str:
+        """Take workers that come by themselves, now or later, and may go again.
+
+            python -m rmpi.taskfarm worker --connect host:7000 --key-file team.key
+
+        Args:
+            address: One address of this machine, or ``"0.0.0.0"`` for all; by default only its own programs get here.
+            port: 0 for any that is free.
+            key_file: Who has the same key may come, and so run any program here (`rmpi.places.listen`).
+
+        Returns:
+            Where it listens: ``"127.0.0.1:40123"``.
+
+        Raises:
+            LaunchError: Nobody can listen there, or the key file cannot be used.
+            UsageError: Another master of this program listens already.
+        """
+        if self._gate is not None:
+            return self._gate.address
+        self._gate = Gate(self._farm, address, port, key_file)
+        return self._gate.address
+
+    def connect(self, address: str, *, key_file: str | Path, timeout: float | None = 10.0) -> None:
+        """Go to workers that listen, and have them take part. They may have other masters too.
+
+            python -m rmpi.taskfarm worker --listen 0.0.0.0:7000 --key-file team.key
+
+        Args:
+            address: ``"host2:7000"``.
+            key_file: The same key as theirs.
+            timeout: Seconds until they must have let us in.
+
+        Raises:
+            LaunchError: They cannot be reached, or do not let us in.
+        """
+        self._visits.append(Visit(self._farm, address, key_file, timeout))
+
     @property
     def workers(self) -> list[Worker]:
         """Those that are there, busy or not."""
@@ -332,7 +381,7 @@ class Master:
                 self._kill()
 
     def _end(self) -> None:
-        self._farm.close()
+        self._depart()
         deadline = Deadline.after(GRACE)
         for crew in self._crews:
             crew.end(deadline)
@@ -341,11 +390,18 @@ class Master:
 
     def _kill(self) -> None:
         self._farm.clear()
-        self._farm.close()
+        self._depart()
         for crew in self._crews:
             crew.kill()
         for node in self._own:
             node.kill()
+
+    def _depart(self) -> None:
+        if self._gate is not None:
+            self._gate.close()
+        self._farm.close()
+        for visit in self._visits:
+            visit.close()
 
     def __enter__(self) -> Self:
         return self

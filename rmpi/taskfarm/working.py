@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rmpi.deadline import Deadline
 from rmpi.errors import ChannelClosed, DeadlineExceeded, PeerExited, PeerLost
@@ -34,7 +34,7 @@ from rmpi.taskfarm.packing import Buffers, pack, unpack
 from rmpi.taskfarm.scheduler import AHEAD
 
 if TYPE_CHECKING:
-    from rmpi.places.channel import Channel, Outlet
+    from rmpi.places.channel import Channel, Message, Outlet
 
 HELLO = "hello"
 """A master introduces itself: ``(HELLO, link, address, path, initializer)``. By which number it knows this worker, the
@@ -60,6 +60,9 @@ HUSH = "hush"
 
 BYE = "bye"
 """``(BYE,)``: the master wants nothing any more."""
+
+LEAVE = "leave"
+"""``(LEAVE,)``: the worker itself is wanted no more."""
 
 READY = "ready"
 """The answer to `HELLO`: ``(READY, link, host, pid)``."""
@@ -132,15 +135,24 @@ class _Session:
 Order = tuple[_Session, Task, _Function]
 
 
+class Source(Protocol):
+    """Where messages come from; a `Channel`, mostly."""
+
+    def receive(self, timeout: float | None) -> Message:
+        """The next one, and where its sender hears answers."""
+
+
 class Working:
     """The loop of a worker.
 
     Args:
         mailbox: Where masters put what they want.
+        leaves: The worker ends when the last of its masters has said good-bye.
     """
 
-    def __init__(self, mailbox: Channel) -> None:
+    def __init__(self, mailbox: Source, *, leaves: bool = False) -> None:
         self._mailbox = mailbox
+        self._leaves = leaves
         self._sessions: dict[Any, _Session] = {}
         self._queue: deque[Order] = deque()
         self._newcomers: deque[tuple[Any, Outlet]] = deque()
@@ -197,7 +209,11 @@ class Working:
         if kind == HELLO:
             self._newcomers.append((message, reply))  # the initializer runs in the main thread, and between tasks
             return
+        if kind == LEAVE:
+            raise ChannelClosed("this worker is wanted no more")
         session = self._sessions.get(reply)
+        if kind == BYE:
+            self._part(session)
         if session is None:
             return  # it has said good-bye, or is lost
         if kind == TASKS:
@@ -210,10 +226,8 @@ class Working:
             session.talks[message[1]].end(PeerExited("the local side of this dialogue has ended"))
         elif kind == ABANDON and message[1] == self._at_hand:
             self._send_answers()
-            self._mailbox.endpoint.flush(Deadline.after(FAREWELL))
+            session.address.endpoint.flush(Deadline.after(FAREWELL))
             os._exit(ABANDONED)
-        elif kind == BYE:
-            self._end(session)
 
     def _meet(self, hello: tuple[str, int, Outlet, Sequence[str], bytes | None], reply: Outlet) -> None:
         _, link, address, path, initializer = hello
@@ -239,6 +253,12 @@ class Working:
         session.talks.update({task[0]: Inbox() for task in tasks if task[1] == TALK})
         known = session.functions
         self._queue.extend([(session, task, known[task[2]]) for task in tasks])
+
+    def _part(self, session: _Session | None) -> None:
+        if session is not None:
+            self._end(session)
+        if self._leaves and not self._sessions and not self._newcomers:
+            raise ChannelClosed("no master wants anything any more")
 
     def _end(self, session: _Session) -> None:
         session.over = True
