@@ -429,6 +429,10 @@ class Farm:
             link.abandon(job.number)
         return left
 
+    def failed(self, error: BaseException) -> None:
+        """As a `Listener`."""
+        self.fail_all(BrokenFarm(f"the thread that hears workers has failed: {type(error).__name__}: {error}"))
+
     def fail_all(self, error: BrokenFarm) -> None:
         """There will be no workers: fail what waits, and what is begun."""
         with self._changed:

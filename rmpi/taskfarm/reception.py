@@ -36,6 +36,9 @@ class Listener(Protocol):
     def lost(self, link: Link, error: Exception) -> None:
         """Nothing more will be heard of that worker."""
 
+    def failed(self, error: BaseException) -> None:
+        """Nobody listens any more, because of a fault of ours."""
+
     def tick(self) -> float | None:
         """Some time has passed. When to call again, in seconds from now; None: no matter."""
 
@@ -105,8 +108,8 @@ class Reception:
         except ChannelClosed as error:  # this process has left the system
             for link in [*self._links.values()]:
                 self._part(link, error)
-        except BaseException:
-            _LOG.exception("the thread that hears workers has failed")
+        except BaseException as error:
+            self._listener.failed(error)
             raise
 
     def _hear(self, pause: float | None) -> None:

@@ -64,7 +64,7 @@ class Talk(Assignment):
         self._inbox.end(PeerExited("the remote procedure has returned, and what it returned was got"))
 
     def fail(self, error: BaseException) -> None:
-        if self.attempts:
+        if self.task.worker is not None:
             assert isinstance(error, Exception)
             self._inbox.end(error)
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -94,7 +94,7 @@ class Assignment:
 
     def begin(self, worker: Worker) -> bool:
         """That worker is to have it. False: it was cancelled. The lock of the farm is held."""
-        if self.attempts == 0 and not self.task.set_running_or_notify_cancel():
+        if self.task.worker is None and not self.task.set_running_or_notify_cancel():  # it may have been given back
             return False
         self.attempts += 1
         self.task.worker = worker
@@ -120,13 +120,15 @@ class Assignment:
 
     def fail(self, error: BaseException) -> None:
         """It cannot be done, or raised that."""
-        if self.attempts or self.task.set_running_or_notify_cancel():
+        if self.task.worker is not None or self.task.set_running_or_notify_cancel():
             self.task.set_exception(error)
 
     def cancel(self) -> None:
         """It is not wanted any more, and no worker has it."""
-        self.task.cancel()
-        self.task.set_running_or_notify_cancel()  # tells `concurrent.futures.wait` that it is over
+        if self.task.cancel():
+            self.task.set_running_or_notify_cancel()  # tells `concurrent.futures.wait` that it is over
+        else:  # a worker had it, and gave it back
+            self.fail(CancelledError())
 
     def said(self, value: Any) -> None:
         """The worker has said something, in a dialogue."""
