@@ -227,9 +227,7 @@ class Master:
 
     # ------------------------------------------------------------------------------------ dialogues
 
-    def make_task(
-        self, remote: Procedure, local: Callable[..., T] = read_result, worker: Worker | None = None
-    ) -> Task[T]:
+    def make_task(self, remote: Procedure, local: Procedure = read_result, worker: Worker | None = None) -> Task[Any]:
         """A dialogue: ``remote(i, o)`` runs in a worker and ``local(i, o)`` here, in a thread, and they talk meanwhile.
 
         What ``remote`` returns is put last. So a local procedure that only reads one value, which is the default, gets
@@ -245,7 +243,7 @@ class Master:
         Raises:
             As for `submit`.
         """
-        task: Task[T] = Task()
+        task: Task[Any] = Task()
         options = checked(Options(worker=worker))
         function = pack_function(remote)
         self._talks.add(task)
