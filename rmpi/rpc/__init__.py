@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rmpi.rpc.methods import call as call
     from rmpi.rpc.methods import cast as cast
     from rmpi.rpc.server import Server as Server
+    from rmpi.rpc.server import serve as serve
     from rmpi.rpc.streams import Stream as Stream
     from rmpi.rpc.stub import close as close
     from rmpi.rpc.stub import place_of as place_of
@@ -34,6 +35,7 @@ _HOME_OF = {
     "call": "rmpi.rpc.methods",
     "cast": "rmpi.rpc.methods",
     "Server": "rmpi.rpc.server",
+    "serve": "rmpi.rpc.server",
     "Stream": "rmpi.rpc.streams",
     "close": "rmpi.rpc.stub",
     "place_of": "rmpi.rpc.stub",

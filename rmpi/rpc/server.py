@@ -33,6 +33,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from copy import copy
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -155,6 +156,19 @@ def logger_of(cls: type[Any]) -> logging.Logger:
     return logging.getLogger(f"{cls.__module__}.{cls.__qualname__}")
 
 
+def serve(server: Server, mailbox: Mailbox) -> None:
+    """Serve an instance of one's own class of servers here, until the mailbox is closed, or a client stops the server.
+
+    What `Server.at` does in a place; so a program is a server itself, for its places and guests:
+
+        with places.open_mailbox("bank") as mailbox:
+            rpc.serve(Bank(), mailbox)  # they call Bank.connect(node, "bank")
+    """
+    cls = type(server)
+    methods = {name: getattr(server, name) for name in remotes_of(cls)}
+    Service(mailbox, methods, cls.__qualname__, logger_of(cls)).run()
+
+
 class Serving:
     """What runs in the place of a server of class ``cls``; an object, so that the place is called after that class."""
 
@@ -164,10 +178,7 @@ class Serving:
 
     def prepare(self, mailbox: Mailbox, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], None]:
         """Make the instance, and return what serves it. The place is starting still: `Server.at` is told of errors."""
-        cls = self._cls
-        server = cls(*args, **kwargs)
-        methods = {name: getattr(server, name) for name in remotes_of(cls)}
-        return Service(mailbox, methods, cls.__qualname__, logger_of(cls)).run
+        return partial(serve, self._cls(*args, **kwargs), mailbox)
 
     def __call__(self, mailbox: Mailbox, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.prepare(mailbox, args, kwargs)()

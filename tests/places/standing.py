@@ -10,6 +10,8 @@ import textwrap
 import threading
 from pathlib import Path
 
+from rmpi import rpc
+
 NODE = [sys.executable, "-m", "rmpi.places.node"]
 HERE = Path(__file__).parent
 
@@ -176,3 +178,22 @@ def keep_desk(mailbox, name):
     desk.close()
     mailbox.put("closed")
     mailbox.get()
+
+
+class Till(rpc.Server):
+    """Money."""
+
+    def __init__(self):
+        self.money = 0
+
+    @rpc.call
+    def pay(self, amount):
+        self.money += amount
+        return self.money
+
+
+def pay(mailbox, name, amount):
+    """Pay at the till of that name."""
+    from rmpi import places
+
+    mailbox.put(Till.connect(places.here(), name).pay(amount))

@@ -6,8 +6,8 @@ import signal
 import pytest
 import standing
 
-from rmpi import places
-from rmpi.errors import NameNotFound, PeerExited, PeerLost, UsageError
+from rmpi import places, rpc
+from rmpi.errors import NameNotFound, PeerExited, PeerLost, RemoteError, UsageError
 
 LIMIT = 20
 """Seconds for what should take none."""
@@ -56,10 +56,6 @@ def test_a_name_is_used_once_on_a_node_whatever_has_it(here):
         here.spawn(standing.wait, name="desk")
     with here.spawn(standing.wait, name="shop"), pytest.raises(UsageError, match="a place named 'shop'"):
         places.open_mailbox("shop")
-    with places.create_node() as node:
-        keeper = node.spawn(standing.keep_desk, "desk")
-        assert keeper.get(timeout=LIMIT) == "open"
-        assert node.connect("desk").label != here.connect("desk").label
 
 
 def test_a_name_is_free_again_when_the_mailbox_is_closed_or_nobody_holds_it(here):
@@ -117,6 +113,20 @@ def test_a_thread_may_have_one(here):
     with pytest.raises(PeerExited, match="it was closed"):
         client.get(timeout=LIMIT)
     keeper.terminate()
+
+
+def test_a_program_serves_calls_itself(here, beside):
+    with places.open_mailbox("till") as mailbox:
+        till = standing.Till()
+        serving = beside(rpc.serve, till, mailbox)
+        customer = here.spawn(standing.pay, "till", 5)
+        assert customer.get(timeout=LIMIT) == 5
+        with standing.Till.connect(here, "till") as stub:
+            assert stub.pay(2, timeout=LIMIT) == till.money == 7
+            with pytest.raises(RemoteError, match="TypeError"):
+                stub.pay("much")
+    serving.join()  # the mailbox is closed
+    assert customer.wait(LIMIT) == 0
 
 
 def test_several_are_waited_for_at_once(desk):

@@ -283,8 +283,3 @@ def _listen(mailbox, key_file):
         places.listen(key_file=key_file)
     except UsageError as error:
         mailbox.put(str(error))
-
-
-def test_nothing_begins_by_stopping():
-    text = "from rmpi import places; places.stop_listening(); places.here(); places.stop_listening()"
-    assert subprocess.run([sys.executable, "-c", text], check=False, timeout=LIMIT).returncode == 0
