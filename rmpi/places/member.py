@@ -338,7 +338,7 @@ class Member(Attachment):
                 whereabouts.gone(self._lost)
         for place, fate in tuple(self._fates.items()):
             fate.lose(place, self._lost)
-        for peer in self.endpoint.peers():
+        for peer in (*self.endpoint.peers(), self.endpoint.ident):  # whoever waits at a box of ours, waits for others
             self.endpoint.peer_ended(peer, self._lost)
 
     def _name_of(self, endpoint: int) -> str:

@@ -660,7 +660,8 @@ class Endpoint:
     def peer_ended(self, ident: int, error: PeerLost) -> None:
         """The router says that a peer is gone: `PeerExited` if it had finished, else it failed.
 
-        What it had sent is still delivered first. Within progress.
+        What it had sent is still delivered first. Of this endpoint itself it means that nobody can reach it any more:
+        what waits for itself among others is ended, too. Within progress.
         """
         self._ends.peer_ended(ident, error)
 

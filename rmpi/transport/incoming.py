@@ -156,6 +156,9 @@ class Incoming:
         """Why nobody will answer a receive; None while somebody may."""
         if receive.source != ANY:
             return self._peers.peer(receive.source).ended
+        own = self._peers.known.get(self._ident)
+        if own is not None and own.ended is not None and self._ident in receive.members:
+            return own.ended
         others = receive.members - {self._ident}
         ends = [self._peers.peer(member).ended for member in others]
         lost = [end for end in ends if end is not None]

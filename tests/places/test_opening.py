@@ -186,6 +186,7 @@ OPEN = """
         for number in range(100):
             client.put(number)
     client.put("x" * 1_000_000)
+    sys.stdin.read()
 """
 
 
@@ -193,21 +194,28 @@ OPEN = """
 def program(key_file):
     """Another program that listens."""
     words = [sys.executable, "-c", textwrap.dedent(OPEN), str(key_file)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
         yield SimpleNamespace(at=process.stdout.readline().strip(), process=process)
         process.kill()
 
 
-def test_guests_of_a_program_that_ends_get_what_it_had_put_and_are_told(program, key_file):
+def test_guests_of_a_program_that_ends_get_what_it_had_put_and_are_told(program, key_file, beside):
     with places.attach(program.at, key_file=key_file) as node:
         ours, theirs = places.channel_pair(of=node)
         node.connect("desk").put(theirs)
         assert [ours.get(timeout=LIMIT) for _ in range(100)] == [*range(100)]
         assert len(ours.get(timeout=LIMIT)) == 1_000_000
+        waiting = [beside(each.get) for each in (ours, theirs)]
+        desk = places.open_mailbox("guest desk", of=node)
+        assert places.select([ours, desk], timeout=0) == []
+        program.process.stdin.close()  # now it ends
+        assert set(places.select([ours, desk], timeout=LIMIT)) <= {ours, desk}
         assert program.process.wait(LIMIT) == 0
         assert program.process.stderr.read() == ""
-        with pytest.raises(PeerLost, match="has ended its system, or the connection"):
-            node.status()
+        for call in (*(each.join for each in waiting), desk.get, ours.get, node.status):
+            with pytest.raises(PeerLost, match="has ended its system, or the connection"):
+                call()
 
 
 def test_a_fork_does_not_keep_the_door_open(door):
