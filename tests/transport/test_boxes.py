@@ -258,6 +258,25 @@ def test_nobody_sends_to_a_box_of_who_has_ended(pair):
         client.send(SERVER, BOX, 0, "too late")
 
 
+def test_whoever_waits_for_ourselves_is_told_when_nobody_can_reach_us_any_more(new):
+    """But what we had sent to ourselves comes first."""
+    alone = new(SERVER)
+    alone.open_box(BOX)
+    alone.open_route(BOX, SERVER)
+    alone.send(SERVER, BOX, 0, "the last")
+    ourselves = frozenset((SERVER,))
+    first, second = (alone.start_receive(BOX, ANY, ANY, members=ourselves) for _ in range(2))
+    anybody = alone.start_receive(BOX, ANY, ANY)
+    alone.crank.post(lambda: alone.peer_ended(SERVER, GONE))
+    alone.progress()
+    assert first.take() == "the last"
+    assert isinstance(second.error, PeerLost)
+    assert not anybody.done
+    with pytest.raises(PeerLost, match="it was killed"):
+        alone.receive(BOX, ANY, ANY, members=ourselves)
+    alone.abandon((anybody,))
+
+
 # -- forgetting -----------------------------------------------------------------------------------------------
 
 
