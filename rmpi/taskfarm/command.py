@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-import rmpi
+from rmpi.comm.bootstrap import init
 from rmpi.errors import LaunchError, RmpiError
 from rmpi.places import system
 from rmpi.places.creation import here
@@ -122,7 +122,7 @@ def _run_script(script: str, arguments: Sequence[str]) -> None:
     """As a rank of a job."""
     if not Path(script).is_file():
         raise LaunchError(f"there is no script {script!r}\n{USAGE}   (--help shows all)", status=127)
-    comm = rmpi.init()
+    comm = init()
     if comm.size < 2:
         raise LaunchError(
             "rank 0 runs the script and the others are its workers, so there must be two ranks at least: "
