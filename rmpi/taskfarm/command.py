@@ -119,10 +119,10 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _run_script(script: str, arguments: Sequence[str]) -> None:
-    """As a rank of a job."""
-    if not Path(script).is_file():
-        raise LaunchError(f"there is no script {script!r}\n{USAGE}   (--help shows all)", status=127)
+    """As a rank of a job; only rank 0 needs the script."""
     comm = init()
+    if comm.rank == 0 and not Path(script).is_file():
+        raise LaunchError(f"there is no script {script!r}\n{USAGE}   (--help shows all)", status=127)
     if comm.size < 2:
         raise LaunchError(
             "rank 0 runs the script and the others are its workers, so there must be two ranks at least: "
