@@ -92,7 +92,8 @@ class Mapping:
         self.options = options
         self.next_number = next_number
         self.kind: object = function.key
-        self.grain = 1 if options.timeout is not None else grain
+        self.alone = options.timeout is not None
+        self.grain = 1 if self.alone else grain
         self.size = len(arguments)
         self.over = False
         self._arguments = arguments

@@ -41,6 +41,9 @@ WEIGHT = 0.1
 PRIOR = AHEAD
 """Seconds that a task is expected to take as long as nothing is known."""
 
+KINDS = 10_000
+"""Kinds of which it is known what they take; the one that was measured first is forgotten when there are more."""
+
 
 class Entry(Protocol):
     """What may wait: a `Job` or a `Supply`."""
@@ -59,6 +62,7 @@ class Job(Entry, Protocol):
         kind: Tasks of one kind take a similar time.
         size: How many tasks of that kind it is.
         alone: It is given to a worker that has nothing else.
+        bound: It is for one worker and no other. Set here.
         expected: Seconds that it was expected to take when it was given to a worker. Set here.
         divisible: It is not.
     """
@@ -67,6 +71,7 @@ class Job(Entry, Protocol):
     kind: object
     size: int
     alone: bool
+    bound: bool
     expected: float
 
 
@@ -77,6 +82,7 @@ class Supply(Entry, Protocol):
         kind: As for jobs.
         size: How many tasks are left.
         grain: How many a job shall have; 0: as many as take a certain time.
+        alone: Its jobs are given to workers that have nothing else.
         divisible: It is.
     """
 
@@ -84,6 +90,7 @@ class Supply(Entry, Protocol):
     kind: object
     size: int
     grain: int
+    alone: bool
 
     def cut(self, size: int) -> Job:
         """A job of the next ``size`` of them."""
@@ -127,10 +134,8 @@ class Estimates:
         each = seconds / size
         known = self._seconds.get(kind)
         self._seconds[kind] = each if known is None else known + (each - known) * min(1.0, WEIGHT * size)
-
-    def forget(self, kind: object) -> None:
-        """There will be no more of that kind."""
-        self._seconds.pop(kind, None)
+        if len(self._seconds) > KINDS:
+            del self._seconds[next(iter(self._seconds))]
 
 
 class Scheduler:
@@ -187,6 +192,7 @@ class Scheduler:
 
     def add_for(self, hand: Hand, job: Job) -> None:
         """There is something to be done by that worker and no other."""
+        job.bound = True
         self._bound.setdefault(hand, deque()).append(job)
         self._waiting += job.size
         self._roomy[hand] = None
@@ -208,7 +214,7 @@ class Scheduler:
     def returned(self, hand: Hand, jobs: Iterable[Job]) -> None:
         """A worker is at something that takes long, and gives back what it has not begun, if anything.
 
-        That comes first again, in its order.
+        That comes first again, in its order; what only this worker may do waits for it.
         """
         if not hand.stuck and hand in self._hands:
             hand.stuck = True
@@ -216,7 +222,11 @@ class Scheduler:
         back = [job for job in jobs if job in hand.jobs]
         for job in back:
             self._taken_from(hand, job)
-        self.put_back(back)
+        self.put_back([job for job in back if not job.bound])
+        bound = [job for job in back if job.bound]
+        if bound:
+            self._bound.setdefault(hand, deque()).extendleft(reversed(bound))
+            self._waiting += sum(job.size for job in bound)
 
     def discard(self, hand: Hand, job: Job) -> None:
         """A worker was to have that job, and has not: it is not wanted any more."""
@@ -312,7 +322,7 @@ class Scheduler:
             return False
         first = self._queue[0]
         known = self.estimates.known(first.kind)
-        return known is None or known * self._waiting >= WORTH or (not first.divisible and first.alone)
+        return known is None or known * self._waiting >= WORTH or first.alone
 
     def _next(self, hand: Hand, share: int) -> Job | None:
         """The first job that waits, or a piece of it, if the worker has room for that."""
@@ -323,9 +333,8 @@ class Scheduler:
             self._queue.popleft()
             return first
         size = self._size_of_piece(first, share)
-        if hand.jobs and (
-            hand.stuck or hand.load + size * (self.estimates.known(first.kind) or PRIOR) > 2 * self._piece
-        ):
+        seconds = size * (self.estimates.known(first.kind) or PRIOR)
+        if not self._goes_with(hand, first) or (hand.jobs and hand.load + seconds > 2 * self._piece):
             return None
         job = first.cut(size)
         if not first.size:
@@ -343,12 +352,14 @@ class Scheduler:
         return max(1, min(wanted, (share + 1) // 2, supply.size))
 
     def _fits(self, hand: Hand, job: Job) -> bool:
+        return self._goes_with(hand, job) and (not hand.jobs or hand.load + self._seconds(job) <= AHEAD)
+
+    def _goes_with(self, hand: Hand, job: Job | Supply) -> bool:
+        """Whether a worker may have that besides what it has, if there is the time."""
         jobs = hand.jobs
         if not jobs:
             return True
-        if job.alone or hand.stuck or len(jobs) >= MOST_AHEAD or next(reversed(jobs)).alone:
-            return False
-        return hand.load + self._seconds(job) <= AHEAD
+        return not (job.alone or hand.stuck or len(jobs) >= MOST_AHEAD or next(reversed(jobs)).alone)
 
     def _has_room(self, hand: Hand) -> bool:
         return hand.load < AHEAD and not hand.stuck and len(hand.jobs) < MOST_AHEAD

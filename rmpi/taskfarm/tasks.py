@@ -66,6 +66,7 @@ class Assignment:
     __slots__ = (
         "alone",
         "attempts",
+        "bound",
         "due",
         "expected",
         "function",
@@ -88,6 +89,7 @@ class Assignment:
         self.size = 1
         self.kind: object = function.key
         self.alone = options.timeout is not None  # the clock runs from when it is sent
+        self.bound = False
         self.expected = 0.0
         self.attempts = 0
         self.due = math.inf
