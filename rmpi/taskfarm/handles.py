@@ -4,7 +4,8 @@
     answers = master.map(lookup, [table] * len(questions), questions)
 
 A `Handle` is given as an argument; the task gets the value. The master sends the value to a worker before the first
-task that needs it, and tells workers to forget it when nobody holds the handle any more.
+task that needs it, and tells workers to forget it when nobody holds the handle any more. It is pickled when the handle
+is made, and unpickled by the first task that needs it, which so gets what that raises.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from rmpi.taskfarm.packing import note_handle
+from rmpi.errors import UsageError
+from rmpi.taskfarm.packing import Packed, note_handle, pack, unpack
 
 T = TypeVar("T")
 
@@ -32,6 +34,7 @@ class Handle(Generic[T]):
     Attributes:
         number: Of the handle; no other has it.
         value: What it stands for; it must not be changed.
+        packed: That, as it is sent.
     """
 
     def __init__(self, value: T, forgotten: deque[int]) -> None:
@@ -39,9 +42,15 @@ class Handle(Generic[T]):
 
         Args:
             forgotten: Where to note the number when nobody holds the handle any more.
+
+        Raises:
+            UsageError: The value cannot be pickled.
         """
-        self.number = _first + next(_numbers)
+        self.packed = pack(value, "the value for scatter()")
+        if self.packed.handles:
+            raise UsageError("a value for scatter() cannot have handles of others in it")
         self.value = value
+        self.number = _first + next(_numbers)
         self._forgotten = forgotten
 
     def __reduce__(self) -> tuple[Callable[[int], Any], tuple[int]]:
@@ -49,7 +58,8 @@ class Handle(Generic[T]):
         return value_of, (self.number,)
 
     def __del__(self) -> None:
-        self._forgotten.append(self.number)
+        if hasattr(self, "_forgotten"):  # else it was never made
+            self._forgotten.append(self.number)
 
     def __repr__(self) -> str:
         return f"<Handle {self.number - _first}>"
@@ -57,22 +67,30 @@ class Handle(Generic[T]):
 
 # -------------------------------------------------------------------------------------- at the worker
 
+_packed: dict[int, Packed] = {}  # what has come and was not needed yet
 _values: dict[int, Any] = {}
 
 
-def keep_value(number: int, value: Any) -> None:
-    """A value has come. Tasks share it, so an array is made read-only."""
-    if isinstance(value, np.ndarray):
-        value.flags.writeable = False
-    _values[number] = value
+def keep_value(number: int, packed: Packed) -> None:
+    """A value has come."""
+    _packed[number] = packed
 
 
 def forget_values(numbers: Iterable[int]) -> None:
     """Nobody will ask for these."""
     for number in numbers:
+        _packed.pop(number, None)
         _values.pop(number, None)
 
 
 def value_of(number: int) -> Any:
-    """What a handle becomes where a task runs."""
+    """What a handle becomes where a task runs. Tasks share it, so arrays are read-only."""
+    packed = _packed.get(number)
+    if packed is not None:
+        buffers = packed.buffers and [memoryview(buffer).toreadonly() for buffer in packed.buffers]
+        value = unpack(packed.data, buffers)
+        if isinstance(value, np.ndarray):
+            value.flags.writeable = False
+        _values[number] = value
+        _packed.pop(number, None)
     return _values[number]

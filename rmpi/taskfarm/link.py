@@ -11,6 +11,8 @@ from rmpi.taskfarm.working import ABANDON, BYE, DROP, HELLO, HUSH, SAY, TASKS, r
 
 if TYPE_CHECKING:
     from rmpi.places.channel import Channel
+    from rmpi.taskfarm.handles import Handle
+    from rmpi.taskfarm.packing import Buffers
     from rmpi.taskfarm.tasks import Assignment
     from rmpi.taskfarm.workers import Worker
 
@@ -53,7 +55,7 @@ class Link:
         """
         unfit: list[tuple[Assignment, Exception]] = []
         functions: dict[bytes, bytes] = {}
-        values: dict[int, Any] = {}
+        values: dict[int, tuple[bytes, Buffers | None]] = {}
         tasks: list[tuple[Any, ...]] = []
         with self._sending:
             for job in jobs:
@@ -62,7 +64,8 @@ class Link:
                 except Exception as error:
                     unfit.append((job, error))
                     continue
-                values.update({each.number: each.value for each in packed.handles if each.number not in self._values})
+                if packed.handles:
+                    values.update({each.number: each.packed[:2] for each in packed.handles if not self._has(each)})
                 key = job.function.key
                 if key not in self._functions:
                     remember(self._functions, key, None)
@@ -72,6 +75,9 @@ class Link:
             if tasks:
                 self._post((TASKS, functions, values, tasks))
         return unfit
+
+    def _has(self, handle: Handle[Any]) -> bool:
+        return handle.number in self._values
 
     def drop(self, number: int) -> None:
         """No task will need that value again."""

@@ -30,7 +30,7 @@ from rmpi.errors import ChannelClosed, DeadlineExceeded, PeerExited, PeerLost
 from rmpi.places.parcels import failure, frames_below, open_value
 from rmpi.taskfarm.dialogue import Dialogue, Inbox
 from rmpi.taskfarm.handles import forget_values, keep_value
-from rmpi.taskfarm.packing import Buffers, pack, unpack
+from rmpi.taskfarm.packing import Buffers, Packed, pack, unpack
 from rmpi.taskfarm.scheduler import AHEAD
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ channel where it hears answers, where it imports from, and what to call first, a
 packed together, or None. Every answer begins with its kind and that number."""
 
 TASKS = "tasks"
-"""Work: ``(TASKS, functions, values, tasks)``: functions by their keys and values by their numbers that are needed for
-the first time; and of each task its number, how it is called, the key of its function, its packed arguments."""
+"""Work: ``(TASKS, functions, values, tasks)``: functions by their keys and packed values by their numbers that are needed
+for the first time; and of each task its number, how it is called, the key of its function, its packed arguments."""
 
 DROP = "drop"
 """``(DROP, numbers)``: values that no task will ask for again."""
@@ -127,6 +127,7 @@ class _Session:
         self.link = link
         self.address = address
         self.functions: dict[bytes, _Function] = {}
+        self.values: set[int] = set()  # numbers of those that were scattered
         self.talks: dict[int, Inbox] = {}  # of dialogues that have come, by the number of the task
         self.answers: deque[Answer] = deque()  # filled by the main thread, emptied by either
         self.over = False
@@ -219,6 +220,7 @@ class Working:
         if kind == TASKS:
             self._accept(session, *message[1:])
         elif kind == DROP:
+            session.values.difference_update(message[1])
             forget_values(message[1])
         elif kind == SAY and message[1] in session.talks:
             session.talks[message[1]].put(message[2])
@@ -244,14 +246,22 @@ class Working:
         self._answer(session, (READY, link, socket.gethostname(), os.getpid()))
 
     def _accept(
-        self, session: _Session, functions: dict[bytes, bytes], values: dict[int, Any], tasks: list[Task]
+        self,
+        session: _Session,
+        functions: dict[bytes, bytes],
+        values: dict[int, tuple[bytes, Buffers | None]],
+        tasks: list[Task],
     ) -> None:
-        for key, data in functions.items():
-            remember(session.functions, key, _Function(data))
         for number, value in values.items():
-            keep_value(number, value)
+            keep_value(number, Packed(*value))
+        session.values.update(values)
         session.talks.update({task[0]: Inbox() for task in tasks if task[1] == TALK})
         known = session.functions
+        if functions:
+            fresh = {key: _Function(data) for key, data in functions.items()}
+            known = known | fresh  # before the oldest are forgotten, which some of these tasks may need
+            for key, function in fresh.items():
+                remember(session.functions, key, function)
         self._queue.extend([(session, task, known[task[2]]) for task in tasks])
 
     def _part(self, session: _Session | None) -> None:
@@ -262,6 +272,7 @@ class Working:
 
     def _end(self, session: _Session) -> None:
         session.over = True
+        forget_values(session.values)
         for key in [key for key, each in self._sessions.items() if each is session]:
             del self._sessions[key]
 

@@ -92,7 +92,8 @@ class Farm:
 def makespan(supply: Supply | None, seconds: list[float], workers: int) -> float:
     """How long a farm takes for those tasks, in virtual seconds, if messages take no time.
 
-    They are submitted one by one, or mapped by way of ``supply``. As in `rmpi.taskfarm.working`: what was not begun is given back when a task takes longer than `AHEAD`.
+    They are submitted one by one, or mapped by way of ``supply``. As in `rmpi.taskfarm.working`: what was not begun is
+    given back when a task takes longer than `AHEAD`.
     """
     scheduler = Scheduler()
     hands = [Hand() for _ in range(workers)]

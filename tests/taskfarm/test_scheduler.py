@@ -3,9 +3,9 @@
 import random
 
 import pytest
+from farming import Farm, Job, Supply, makespan
 from hypothesis import given
 from hypothesis import strategies as st
-from farming import Farm, Job, Supply, makespan
 
 from rmpi.taskfarm.scheduler import AHEAD, KINDS, MOST_AHEAD, WORTH, Hand, Scheduler
 
