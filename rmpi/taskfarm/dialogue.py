@@ -23,9 +23,10 @@ from threading import Condition
 from typing import Any
 
 from rmpi.deadline import Deadline
-from rmpi.errors import DeadlineExceeded, PeerExited
+from rmpi.errors import DeadlineExceeded, PeerExited, UsageError
+from rmpi.taskfarm.packing import Packed, pack, unpack
 
-Say = Callable[[object, "float | None"], None]
+Say = Callable[[Packed, "float | None"], None]
 """Sends a value to the other side."""
 
 
@@ -33,12 +34,12 @@ class Inbox:
     """What the other side has said. One thread gets, any may put."""
 
     def __init__(self) -> None:
-        self._values: deque[Any] = deque()
+        self._values: deque[Packed] = deque()
         self._end: Exception | None = None
         self._changed = Condition()
 
-    def put(self, value: Any) -> None:
-        """It has said this."""
+    def put(self, value: Packed) -> None:
+        """It has said this. It is unpacked by whoever gets it, who so hears if it cannot be."""
         with self._changed:
             self._values.append(value)
             self._changed.notify_all()
@@ -57,7 +58,7 @@ class Inbox:
     def take(self) -> Any:
         """The first value. There is one, or the end."""
         if self._values:
-            return self._values.popleft()
+            return unpack(*self._values.popleft()[:2])
         assert self._end is not None
         raise self._end
 
@@ -86,10 +87,14 @@ class Dialogue:
         """Send a value, which may be changed when this returns.
 
         Raises:
+            UsageError: The value cannot be pickled.
             PeerLost: The other side is gone.
             DeadlineExceeded: It was not possible within ``timeout`` seconds.
         """
-        self._say(value, timeout)
+        packed = pack(value, "what is put into the dialogue")
+        if packed.handles:
+            raise UsageError("a handle of scatter() can be an argument of a task, and not be put into a dialogue")
+        self._say(packed, timeout)
 
     def get(self, timeout: float | None = None) -> Any:
         """The next value. Behind all that the remote procedure has put comes what it has returned.

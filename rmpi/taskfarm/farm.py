@@ -27,16 +27,19 @@ from rmpi.places.parcels import pack_value
 from rmpi.taskfarm.errors import BrokenFarm, WorkerLost
 from rmpi.taskfarm.handles import Handle
 from rmpi.taskfarm.link import Link
+from rmpi.taskfarm.packing import Packed
 from rmpi.taskfarm.reception import Reception
-from rmpi.taskfarm.scheduler import Scheduler
+from rmpi.taskfarm.scheduler import Entry, Scheduler
 from rmpi.taskfarm.talking import Talk
 from rmpi.taskfarm.tasks import Assignment, opened_failure
 from rmpi.taskfarm.workers import Worker
 from rmpi.taskfarm.working import BACK, BYE, DONE, READY, SAY, UNFIT
+from rmpi.transport.interrupts import SHIELD
 
 if TYPE_CHECKING:
     from rmpi.places.channel import Channel
     from rmpi.taskfarm.mapping import Mapping
+    from rmpi.taskfarm.packing import Buffers
 
 _LOG = logging.getLogger("rmpi.taskfarm")
 
@@ -84,6 +87,7 @@ class Farm:
         self._closed = False
         self._settling = 0  # tasks that were answered, and whose futures are being told
         self._forgotten: deque[int] = deque()  # numbers of handles that nobody holds any more
+        self._unwanted: deque[Mapping] = deque()  # still to be withdrawn
         self._alarms: list[tuple[float, int, Link]] = []
         self._lonely: threading.Timer | None = None  # while tasks wait without a worker
 
@@ -100,17 +104,16 @@ class Farm:
             if self._closed:
                 raise UsageError(f"{self.label} was closed")
             self._links[link] = None
-        reception = self._reception_for(channel)
+            system = channel.member.system
+            if system not in self._receptions:
+                self._receptions[system] = Reception(self, channel.member)
+        reception = self._reception_of(link)
         reception.add(link)
         link.greet(reception.address, tuple(sys.path), self._initializer)
         return link
 
-    def _reception_for(self, channel: Channel) -> Reception:
-        with self._lock:
-            system = channel.member.system
-            if system not in self._receptions:
-                self._receptions[system] = Reception(self, channel.member)
-            return self._receptions[system]
+    def _reception_of(self, link: Link) -> Reception:
+        return self._receptions[link.channel.member.system]
 
     def expect(self, change: int) -> None:
         """So many workers more, or less, are about to come."""
@@ -176,26 +179,47 @@ class Farm:
             BrokenFarm: There will be no workers.
             WorkerLost: That worker is gone.
         """
-        with self._lock:
-            self._check_open()
-            if worker is None:
-                self._scheduler.add(job)
-            else:
-                if worker not in self._link_of:
-                    raise WorkerLost(f"{worker.label} is not there any more, and takes no tasks")
-                assert not job.divisible
-                self._scheduler.add_for(worker, job)
-            plans = self._plan() if self._scheduler.wants_plan else []
-            lonely = not self._link_of
-        self._send(plans)
+        shielded = SHIELD.enter()  # Ctrl-C must not come between what was decided and what is sent
+        try:
+            with self._lock:
+                self._check_open()
+                if worker is None:
+                    self._scheduler.add(job)
+                else:
+                    if worker not in self._link_of:
+                        raise WorkerLost(f"{worker.label} is not there any more, and takes no tasks")
+                    assert not job.divisible
+                    self._scheduler.add_for(worker, job)
+                plans = self._plan() if self._scheduler.wants_plan else []
+                lonely = not self._link_of
+            self._send(plans)
+        finally:
+            if shielded:
+                SHIELD.leave()
         if lonely:
             self._check_hope()
             self._say_so_later()
 
-    def withdraw(self, job: Assignment | Mapping) -> bool:
-        """It is not wanted any more. False: it was given to a worker."""
-        with self._lock:
-            return self._scheduler.withdraw(job)
+    def withdraw(self, job: Mapping) -> None:
+        """What no worker has of it is not wanted any more.
+
+        From any thread, and also from a finalizer, which the garbage collector may run while this thread holds the lock.
+        """
+        self._unwanted.append(job)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._drop_unwanted()
+            finally:
+                self._lock.release()
+        else:
+            for reception in [*self._receptions.values()]:
+                reception.wake_later()
+
+    def _drop_unwanted(self) -> None:
+        """The lock is held."""
+        while self._unwanted:
+            self._scheduler.withdraw(self._unwanted.popleft())
+        self._changed.notify_all()
 
     def scatter(self, value: Any) -> Handle[Any]:
         """A handle for that value."""
@@ -208,7 +232,15 @@ class Farm:
                 link.drop(number)
 
     def wait_until_done(self, deadline: Deadline) -> bool:
-        """Wait until every task has ended. False: time ran out."""
+        """Wait until every task has ended. False: time ran out.
+
+        Raises:
+            UsageError: This thread is the one that brings tasks to their end.
+        """
+        if any(reception.is_here for reception in [*self._receptions.values()]):
+            raise UsageError(
+                f"{self.label} cannot be waited for in a callback of a task: use close(wait=False)"
+            )
         with self._changed:
             return self._changed.wait_for(lambda: not self._unfinished(), deadline.left_or_none())
 
@@ -226,7 +258,7 @@ class Farm:
             self._lonely_no_more()
             links = [*self._links]
             receptions = [*self._receptions.values()]
-            jobs = [*self._scheduler.clear(), *(job for link in links for job in link.pending.values())]
+            jobs = [*self._scheduler.clear(), *self._take_pending()]
             self._changed.notify_all()
         for link in links:
             link.part()
@@ -235,13 +267,22 @@ class Farm:
         for link in links:
             link.channel.close()
         for job in jobs:
-            job.fail(BrokenFarm(f"{self.label} was closed before this task was done"))
+            _fail(job, BrokenFarm(f"{self.label} was closed before this task was done"))
+
+    def _take_pending(self) -> list[Assignment]:
+        """What workers have; whoever has taken a task from there brings it to its end. The lock is held."""
+        jobs = [job for link in self._links for job in link.pending.values()]
+        for link in self._links:
+            link.pending = {}
+        return jobs
 
     def _all_links(self) -> list[Link]:
         with self._lock:
             return [*self._links]
 
     def _unfinished(self) -> bool:
+        if self._unwanted:
+            self._drop_unwanted()
         return self._scheduler.waiting > 0 or self._settling > 0 or any(link.pending for link in self._links)
 
     def _check_open(self) -> None:
@@ -254,7 +295,16 @@ class Farm:
 
     def _plan(self) -> list[tuple[Link, list[Assignment]]]:
         """Decide who gets what. The lock is held; `_send` follows, without it."""
-        plans = []
+        if self._unwanted:
+            self._drop_unwanted()
+        plans: list[tuple[Link, list[Assignment]]] = []
+        while self._plan_some(plans):
+            pass
+        return plans
+
+    def _plan_some(self, plans: list[tuple[Link, list[Assignment]]]) -> bool:
+        """Whether there may be more to be given: a worker was to have only what is not wanted any more."""
+        again = False
         for hand, jobs in self._scheduler.plan():
             assert isinstance(hand, Worker)
             link = self._link_of[hand]
@@ -267,34 +317,48 @@ class Farm:
                 link.pending[job.number] = job
                 given.append(job)
                 if job.options.timeout is not None:
-                    job.due = now() + job.options.timeout
-                    heapq.heappush(self._alarms, (job.due, job.number, link))
+                    self._set_alarm(link, job, job.options.timeout)
             if given:
                 plans.append((link, given))
-        return plans
+            else:
+                again = True
+        return again
+
+    def _set_alarm(self, link: Link, job: Assignment, seconds: float) -> None:
+        job.due = now() + seconds
+        heapq.heappush(self._alarms, (job.due, job.number, link))
+        if len(self._alarms) > 100 + 4 * len(self._links):  # mostly of what was done in time
+            self._alarms = [alarm for alarm in self._alarms if alarm[1] in alarm[2].pending]
+            heapq.heapify(self._alarms)
 
     def _send(self, plans: list[tuple[Link, list[Assignment]]]) -> None:
-        for link, jobs in plans:
-            for job, error in link.send(jobs):
-                self._cannot_go(link, job, error)
-            if jobs[0].alone:
-                self._follow_up(link, jobs[0])
+        while plans:
+            unfit = []
+            for link, jobs in plans:
+                unfit += [(link, job, error) for job, error in link.send(jobs)]
+                if jobs[0].alone:
+                    self._follow_up(link, jobs[0])
+            plans = self._without(unfit) if unfit else []
 
     def _follow_up(self, link: Link, job: Assignment) -> None:
         if isinstance(job, Talk):
             job.sent(link)
         if job.due != float("inf"):
-            self._reception_for(link.channel).wake()
+            self._reception_of(link).wake()
 
-    def _cannot_go(self, link: Link, job: Assignment, error: Exception) -> None:
+    def _without(self, unfit: list[tuple[Link, Assignment, Exception]]) -> list[tuple[Link, list[Assignment]]]:
+        """These cannot be sent: have others done instead."""
+        failed = []
+        with self._lock:
+            for link, job, error in unfit:
+                if link.pending.pop(job.number, None) is not None and link.worker is not None:
+                    self._scheduler.discard(link.worker, job)
+                    failed.append((job, error))
+        for job, error in failed:
+            _fail(job, error)
         with self._changed:
-            link.pending.pop(job.number, None)
-            if link.worker is not None:
-                self._scheduler.discard(link.worker, job)
-            plans = self._plan()
             self._changed.notify_all()
-        job.fail(error)
-        self._send(plans)
+            return self._plan()
 
     # ------------------------------------------------------------------------------------ what is heard
 
@@ -308,13 +372,13 @@ class Farm:
         elif kind == SAY:
             job = link.pending.get(message[2])
             if job is not None:
-                job.said(message[3])
+                job.said(Packed(message[3], message[4]))
         elif kind == READY:
             self._ready(link, *message[2:])
         elif kind == UNFIT:
             self._unfit(link, message[2])
         elif kind == BYE:
-            self._reception_for(link.channel).remove(link)
+            self._reception_of(link).remove(link)
             self.lost(link, WorkerLost(f"{link.label} has left"))
 
     def _ready(self, link: Link, host: str, pid: int) -> None:
@@ -347,15 +411,17 @@ class Farm:
                     answered(worker, job, seconds)
                     worker.done += job.size
                     settled.append((job, well, data, buffers))
+                elif number in link.late:
+                    answered(worker, link.late.pop(number), seconds)
             self._settling += len(settled)
             lingers = self._scheduler.lingering = self._scheduler.lingers
             plans = [] if lingers else self._plan()
         self._send(plans)
         for job, well, data, buffers in settled:
             if well:
-                job.succeed(data, buffers)
+                _succeed(job, data, buffers)
             else:
-                job.fail(opened_failure(data))
+                _fail(job, opened_failure(data))
         if lingers:
             time.sleep(LINGER)
         with self._changed:
@@ -380,15 +446,17 @@ class Farm:
         with self._changed:
             if self._links.pop(link, self) is self:
                 return
+            link.gone = True
             failed = self._take_from(link)
             plans = self._plan()
             self._changed.notify_all()
         link.channel.close()
         self._send(plans)
-        for job, bound in failed:
-            job.fail(_why_lost(link, error, bound))
         if not self._closed:
             self.on_lost(link)
+        for job, bound in failed:
+            _fail(job, _why_lost(link, error, bound))
+        if not self._closed:
             self._check_hope()
 
     def _take_from(self, link: Link) -> list[tuple[Assignment, bool]]:
@@ -416,16 +484,19 @@ class Farm:
         """As a `Listener`: tasks that take too long, and tasks for which nobody is there."""
         self._drop_forgotten()
         late = []
-        with self._changed:
+        with self._lock:
+            if self._unwanted:
+                self._drop_unwanted()
             moment = now()
             while self._alarms and self._alarms[0][0] <= moment:
-                _, number, link = heapq.heappop(self._alarms)
-                job = link.pending.pop(number, None)
-                if job is not None:
+                due, number, link = heapq.heappop(self._alarms)
+                job = link.pending.get(number)
+                if job is not None and job.due == due:  # else it was given back, and given to that worker again
+                    link.late[number] = link.pending.pop(number)
                     late.append((job, link))
             left = self._alarms[0][0] - moment if self._alarms else None
         for job, link in late:
-            job.fail(DeadlineExceeded(f"the task was not done after {job.options.timeout:g} s, in {link.label}"))
+            _fail(job, DeadlineExceeded(f"the task was not done after {job.options.timeout:g} s, in {link.label}"))
             link.abandon(job.number)
         return left
 
@@ -439,12 +510,10 @@ class Farm:
             if self._broken is not None or self._closed:
                 return
             self._broken = error
-            jobs = [*self._scheduler.clear(), *(job for link in self._links for job in link.pending.values())]
-            for link in self._links:
-                link.pending.clear()
+            jobs = [*self._scheduler.clear(), *self._take_pending()]
             self._changed.notify_all()
         for job in jobs:
-            job.fail(error)
+            _fail(job, error)
 
     def _check_hope(self) -> None:
         """Where there is no worker, and none is about to come, nothing will ever be done."""
@@ -473,6 +542,22 @@ class Farm:
         if self._lonely is not None:
             self._lonely.cancel()
             self._lonely = None
+
+
+def _succeed(job: Assignment, data: bytes, buffers: Buffers | None) -> None:
+    """Callbacks of futures run in here, and may not end the thread, for which all others wait."""
+    try:
+        job.succeed(data, buffers)
+    except (Exception, SystemExit):
+        _LOG.exception("a callback of a task has failed")
+
+
+def _fail(job: Entry, error: BaseException) -> None:
+    """As `_succeed`."""
+    try:
+        job.fail(error)
+    except (Exception, SystemExit):
+        _LOG.exception("a callback of a task has failed")
 
 
 def _why_lost(link: Link, error: Exception, bound: bool) -> WorkerLost:

@@ -12,7 +12,7 @@ from rmpi.taskfarm.working import ABANDON, BYE, DROP, HELLO, HUSH, SAY, TASKS, r
 if TYPE_CHECKING:
     from rmpi.places.channel import Channel
     from rmpi.taskfarm.handles import Handle
-    from rmpi.taskfarm.packing import Buffers
+    from rmpi.taskfarm.packing import Buffers, Packed
     from rmpi.taskfarm.tasks import Assignment
     from rmpi.taskfarm.workers import Worker
 
@@ -29,7 +29,9 @@ class Link:
         worker: The worker; None until it has said that it is ready.
         pending: What it was given and has not answered, by number.
         label: What to call it until it has said what it is.
+        late: What it has, and nobody waits for any more because it took too long.
         end: Ends it at once, if it is ours to end.
+        gone: Whether the worker was lost.
     """
 
     def __init__(self, number: int, channel: Channel, label: str, end: Callable[[], None] | None) -> None:
@@ -39,6 +41,8 @@ class Link:
         self.end = end
         self.worker: Worker | None = None
         self.pending: dict[int, Assignment] = {}
+        self.late: dict[int, Assignment] = {}
+        self.gone = False
         self._functions: dict[bytes, None] = {}
         self._values: set[int] = set()
         self._sending = threading.Lock()
@@ -85,9 +89,9 @@ class Link:
             self._values.discard(number)
             self._post((DROP, [number]))
 
-    def say(self, number: int, value: object, timeout: float | None) -> None:
+    def say(self, number: int, value: Packed, timeout: float | None) -> None:
         """Say something in the dialogue of a task."""
-        self.channel.put((SAY, number, value), timeout)
+        self.channel.put((SAY, number, value.data, value.buffers), timeout)
 
     def hush(self, number: int) -> None:
         """Our side of a dialogue has ended."""

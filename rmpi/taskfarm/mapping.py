@@ -52,7 +52,7 @@ class Piece(Assignment):
     def succeed(self, data: bytes, buffers: Buffers | None) -> None:
         try:
             values, failure = unpack(data, buffers)
-        except Exception as error:
+        except BaseException as error:  # it is what the user's own classes raise, and this thread is ours
             error.add_note("this happened while results of a mapped function were unpickled")
             self.fail(error)
         else:
@@ -62,7 +62,7 @@ class Piece(Assignment):
         self._mapping.done(self._index, [], error)
 
     def cancel(self) -> None:
-        self._mapping.cancel()
+        self.fail(CancelledError())
 
 
 NOT_PACKED = Packed(b"", None)
@@ -75,6 +75,7 @@ class Mapping:
         function: What is called.
         options: How it is to be done.
         next_number: Makes numbers for pieces.
+        withdraw: Has what no worker has of this not done.
         over: Nobody wants the rest.
     """
 
@@ -87,10 +88,12 @@ class Mapping:
         options: Options,
         grain: int,
         next_number: Callable[[], int],
+        withdraw: Callable[[Mapping], object],
     ) -> None:
         self.function = function
         self.options = options
         self.next_number = next_number
+        self.withdraw = withdraw
         self.kind: object = function.key
         self.alone = options.timeout is not None
         self.grain = 1 if self.alone else grain
@@ -111,14 +114,17 @@ class Mapping:
         return Piece(self, self._pieces - 1, arguments)
 
     def done(self, index: int, values: list[Any], error: BaseException | None) -> None:
-        """A piece has come to an end."""
+        """A piece has come to an end. If that is an error, what was not cut yet comes after it, and is not wanted."""
         with self._changed:
             self._results[index] = values, error
             self._changed.notify_all()
+        if error is not None and self.size:
+            self.withdraw(self)
 
     def fail(self, error: BaseException) -> None:
         """What was not cut yet will not be done."""
         self._pieces += 1
+        self.size = 0
         self.done(self._pieces - 1, [], error)
 
     def cancel(self) -> None:

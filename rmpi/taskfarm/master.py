@@ -212,7 +212,9 @@ class Master:
             raise UsageError("map() gives its calls to any worker; submit() can choose one")
         deadline = Deadline.after(timeout)
         arguments = list(zip(*iterables, strict=False))
-        mapping = Mapping(pack_function(function), arguments, options, chunksize or 0, self._farm.next_number)
+        mapping = Mapping(
+            pack_function(function), arguments, options, chunksize or 0, self._farm.next_number, self._farm.withdraw
+        )
         if arguments:
             self._farm.add(mapping)
         return self._results(mapping, deadline, ordered)

@@ -97,7 +97,7 @@ def pack(value: object, what: str) -> Packed:
         return False
 
     noted: list[Handle[Any]] = []
-    _noted.handles = noted
+    before, _noted.handles = _noted.handles, noted
     try:
         data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL, buffer_callback=keep)
         if STRANGE in data:
@@ -110,7 +110,7 @@ def pack(value: object, what: str) -> Packed:
             noted.clear()
             data = pack_value(value, what)
     finally:
-        _noted.handles = None
+        _noted.handles = before
     return Packed(data, buffers or None, tuple(noted))
 
 

@@ -89,11 +89,20 @@ class Reception:
         """Have `Listener.tick` called. From any thread."""
         _note(self.address)
 
+    def wake_later(self) -> None:
+        """`wake`, by whoever makes progress next. From any thread, and from finalizers."""
+        self.address.endpoint.go_on(partial(_note, self.address))
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this thread is the one that listens."""
+        return self._thread is threading.current_thread()
+
     def close(self) -> None:
         """End the thread, and wait for that unless it is the one that calls."""
         self._over = True
         self.wake()
-        if self._thread is not threading.current_thread():
+        if not self.is_here:
             self._thread.join()
         self._ends.close()
         self._mailbox.close()

@@ -8,7 +8,7 @@ from typing import Any
 from rmpi.errors import PeerExited
 from rmpi.taskfarm.dialogue import Dialogue, Inbox, Procedure
 from rmpi.taskfarm.link import Link
-from rmpi.taskfarm.packing import Buffers, Packed, PackedFunction, unpack
+from rmpi.taskfarm.packing import Buffers, Packed, PackedFunction
 from rmpi.taskfarm.tasks import Assignment, Options, Task
 from rmpi.taskfarm.working import TALK
 
@@ -41,26 +41,24 @@ class Talk(Assignment):
         threading.Thread(target=self._converse, args=(link,), name=f"rmpi talks to {link.label}", daemon=True).start()
 
     def _converse(self, link: Link) -> None:
-        def say(value: object, timeout: float | None) -> None:
+        def say(value: Packed, timeout: float | None) -> None:
             link.say(self.number, value, timeout)
 
         dialogue = Dialogue(self._inbox, say, self._inbox.wait)
         try:
             result = self._local(dialogue, dialogue)
         except BaseException as error:
+            link.hush(self.number)
             self.task.set_exception(error)
         else:
+            link.hush(self.number)
             self.task.set_result(result)
-        link.hush(self.number)
 
-    def said(self, value: Any) -> None:
+    def said(self, value: Packed) -> None:
         self._inbox.put(value)
 
     def succeed(self, data: bytes, buffers: Buffers | None) -> None:
-        try:
-            self._inbox.put(unpack(data, buffers))
-        except Exception as error:
-            self._inbox.end(error)
+        self._inbox.put(Packed(data, buffers))
         self._inbox.end(PeerExited("the remote procedure has returned, and what it returned was got"))
 
     def fail(self, error: BaseException) -> None:

@@ -114,7 +114,7 @@ class Assignment:
         """A worker has done it."""
         try:
             result = unpack(data, buffers)
-        except Exception as error:
+        except BaseException as error:  # it is what the user's own classes raise, and this thread is ours
             error.add_note("this happened while the result of a task was unpickled")
             self.fail(error)
         else:
@@ -132,7 +132,7 @@ class Assignment:
         else:  # a worker had it, and gave it back
             self.fail(CancelledError())
 
-    def said(self, value: Any) -> None:
+    def said(self, value: Packed) -> None:
         """The worker has said something, in a dialogue."""
 
     def retries_left(self) -> bool:
@@ -143,7 +143,10 @@ class Assignment:
 def opened_failure(data: bytes) -> Exception:
     """What a task raised, with the traceback of there as its cause."""
     pickled, text = pickle.loads(data)
-    error = Failure(pickled, text, consequence=False).error()
+    try:
+        error = Failure(pickled, text, consequence=False).error()
+    except BaseException:  # the exception's own constructor wants this thread to end
+        error = RemoteError(text.rstrip())
     if not isinstance(error, RemoteError):
         error.__cause__ = RemoteError(f"\n{text.rstrip()}", traceback=text)
     return error

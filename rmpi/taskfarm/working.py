@@ -42,8 +42,9 @@ channel where it hears answers, where it imports from, and what to call first, a
 packed together, or None. Every answer begins with its kind and that number."""
 
 TASKS = "tasks"
-"""Work: ``(TASKS, functions, values, tasks)``: functions by their keys and packed values by their numbers that are needed
-for the first time; and of each task its number, how it is called, the key of its function, its packed arguments."""
+"""Work: ``(TASKS, functions, values, tasks)``: functions by their keys and packed values by their numbers that are
+needed for the first time; and of each task its number, how it is called, the key of its function, its packed
+arguments."""
 
 DROP = "drop"
 """``(DROP, numbers)``: values that no task will ask for again."""
@@ -52,8 +53,8 @@ ABANDON = "abandon"
 """``(ABANDON, number)``: this task takes too long. If it is being executed, the process ends."""
 
 SAY = "say"
-"""``(SAY, number, value)``, or in an answer ``(SAY, link, number, value)``: one side of that task's dialogue says
-something to the other."""
+"""``(SAY, number, data, buffers)``, or in an answer ``(SAY, link, number, data, buffers)``: one side of that task's
+dialogue says something to the other."""
 
 HUSH = "hush"
 """``(HUSH, number)``: the master's side of that dialogue has ended."""
@@ -161,8 +162,9 @@ class Working:
         self._answering = threading.Lock()  # held while answers are taken to be sent
         self._busy = threading.Event()
         self._began = 0.0  # when the task at hand began; 0: there is none
-        self._at_hand = 0  # its number
+        self._at_hand: tuple[_Session, int] | None = None  # whose it is, and its number
         self._unsent = 0.0  # since when answers wait; 0: none does
+        self._left = False  # nobody wants anything of this worker any more
         self._over = False
 
     def run(self) -> None:
@@ -191,6 +193,8 @@ class Working:
             self._busy.clear()
             with self._reading:
                 if not queue and not self._newcomers:
+                    if self._left:
+                        raise ChannelClosed("nobody wants anything of this worker any more")
                     self._take(None)
             self._busy.set()
 
@@ -211,7 +215,7 @@ class Working:
             self._newcomers.append((message, reply))  # the initializer runs in the main thread, and between tasks
             return
         if kind == LEAVE:
-            raise ChannelClosed("this worker is wanted no more")
+            self._leave()
         session = self._sessions.get(reply)
         if kind == BYE:
             self._part(session)
@@ -223,10 +227,10 @@ class Working:
             session.values.difference_update(message[1])
             forget_values(message[1])
         elif kind == SAY and message[1] in session.talks:
-            session.talks[message[1]].put(message[2])
+            session.talks[message[1]].put(Packed(message[2], message[3]))
         elif kind == HUSH and message[1] in session.talks:
             session.talks[message[1]].end(PeerExited("the local side of this dialogue has ended"))
-        elif kind == ABANDON and message[1] == self._at_hand:
+        elif kind == ABANDON and self._began and self._at_hand == (session, message[1]):
             self._send_answers()
             session.address.endpoint.flush(Deadline.after(FAREWELL))
             os._exit(ABANDONED)
@@ -264,14 +268,21 @@ class Working:
                 remember(session.functions, key, function)
         self._queue.extend([(session, task, known[task[2]]) for task in tasks])
 
+    def _leave(self) -> None:
+        for session in list(self._sessions.values()):
+            self._end(session)
+        self._left = True
+
     def _part(self, session: _Session | None) -> None:
         if session is not None:
             self._end(session)
         if self._leaves and not self._sessions and not self._newcomers:
-            raise ChannelClosed("no master wants anything any more")
+            self._left = True
 
     def _end(self, session: _Session) -> None:
         session.over = True
+        for inbox in session.talks.values():
+            inbox.end(PeerExited("the master of this dialogue has gone"))
         forget_values(session.values)
         for key in [key for key, each in self._sessions.items() if each is session]:
             del self._sessions[key]
@@ -282,11 +293,11 @@ class Working:
         """Execute one task, and have its answer sent soon."""
         if session.over:
             return
-        number, way, _, data, buffers = task
-        self._at_hand = number
+        number = task[0]
+        self._at_hand = session, number
         self._began = began = perf_counter()
         try:
-            result, well = self._result(session, way, function, data, buffers), True
+            result, well = self._result(session, task, function), True
             packed = pack(result, "the result of the task")
             answer, raw = packed.data, packed.buffers
             del result, packed
@@ -300,21 +311,21 @@ class Working:
         elif ended - self._unsent > GATHER:
             self._send_answers()
 
-    def _result(self, session: _Session, way: int, function: _Function, data: bytes, buffers: Buffers | None) -> Any:
+    def _result(self, session: _Session, task: Task, function: _Function) -> Any:
+        number, way, _, data, buffers = task
         call = function.get()
         if way == CALL:
             args, kwargs = unpack(data, buffers)
             return call(*args, **kwargs)
         if way == PIECE:
             return _call_each(call, unpack(data, buffers))
-        return self._converse(session, call)
+        return self._converse(session, number, call)
 
-    def _converse(self, session: _Session, call: Callable[..., Any]) -> Any:
-        number = self._at_hand
+    def _converse(self, session: _Session, number: int, call: Callable[..., Any]) -> Any:
         inbox = session.talks[number]
 
-        def say(value: object, timeout: float | None) -> None:
-            session.address.put((SAY, session.link, number, value), timeout)
+        def say(value: Packed, timeout: float | None) -> None:
+            session.address.put((SAY, session.link, number, value.data, value.buffers), timeout)
 
         def wait(deadline: Deadline) -> None:
             with self._reading:
@@ -377,18 +388,15 @@ class Working:
     def _give_back(self, tell_all: bool) -> None:
         """But dialogues, whose other side has begun."""
         back: dict[_Session, list[int]] = {session: [] for session in self._sessions.values()} if tell_all else {}
-        kept: list[Order] = []
-        while self._queue:
-            try:
-                order = self._queue.popleft()
-            except IndexError:  # the main thread was faster
-                break
+        for order in list(self._queue):
             session, task, _ = order
             if task[1] == TALK:
-                kept.append(order)
-            else:
-                back.setdefault(session, []).append(task[0])
-        self._queue.extend(kept)
+                continue
+            try:
+                self._queue.remove(order)
+            except ValueError:  # the main thread was faster
+                continue
+            back.setdefault(session, []).append(task[0])
         for session, numbers in back.items():
             self._answer(session, (BACK, session.link, numbers))
 
