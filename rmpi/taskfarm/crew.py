@@ -49,11 +49,14 @@ AT_ONCE = 16
 class Crew:
     """The workers of one node."""
 
-    def __init__(self, farm: Farm, node: Node, count: int, label: Callable[[int], str]) -> None:
+    def __init__(
+        self, farm: Farm, node: Node, count: int, label: Callable[[int], str], terms: tuple[int | None, bytes | None]
+    ) -> None:
         """Start them.
 
         Args:
             label: What to call the n-th of them.
+            terms: What `work` is told.
 
         Raises:
             RmpiError: They cannot be started; none is left.
@@ -62,11 +65,13 @@ class Crew:
         self._node = node
         self._count = count
         self._label = label
+        self._terms = terms
         self._lock = threading.Lock()
         self._places: dict[Link, tuple[Place, float, int]] = {}  # since when, and which
         self._quick = 0  # deaths in a row after a short life
         self._ended = threading.Event()
         self._made = 0
+        self._helpers: set[threading.Thread] = set()
         farm.expect(count)
         try:
             with ThreadPoolExecutor(min(count, AT_ONCE)) as pool:
@@ -82,13 +87,14 @@ class Crew:
         with self._lock:
             self._made += 1
             number = self._made
-        place = self._node.spawn(work)
-        if self._ended.is_set():
-            place.kill()
-            return
-        link = self._farm.greet(place, self._label(number), place.kill)
-        with self._lock:
-            self._places[link] = place, now(), number
+        place = self._node.spawn(work, *self._terms)
+        with self._lock:  # so that it is known here before it can be lost
+            if not self._ended.is_set():
+                link = self._farm.greet(place, self._label(number), place.kill)
+                self._places[link] = place, now(), number
+                return
+        place.kill()
+        place.wait()
 
     def lost(self, link: Link) -> None:
         """A worker is gone: have another one, soon. Does nothing if it was none of ours."""
@@ -96,12 +102,14 @@ class Crew:
             if link not in self._places:
                 return
             _, since, _ = self._places.pop(link)
-            self._quick = self._quick + 1 if now() - since < SHORT else 0
+            self._quick = self._quick + 1 if now() - since < SHORT and not link.left else 0
             pause = min(LONGEST_PAUSE, 0.1 * 2 ** (self._quick - 2)) if self._quick > 1 else 0.0
         if self._ended.is_set():
             return
         self._farm.expect(1)
-        threading.Thread(target=self._replace, args=(pause,), name="rmpi replaces a worker", daemon=True).start()
+        helper = threading.Thread(target=self._replace, args=(pause,), name="rmpi replaces a worker", daemon=True)
+        self._helpers.add(helper)
+        helper.start()
 
     def _replace(self, pause: float) -> None:
         try:
@@ -116,6 +124,7 @@ class Crew:
                 else:
                     return
         finally:
+            self._helpers.discard(threading.current_thread())
             self._farm.expect(-1)
 
     def _watch(self) -> None:
@@ -136,23 +145,34 @@ class Crew:
                 _LOG.warning("%s was stopped for %g s, and is killed: others do its tasks", link.label, PATIENCE)
                 link.end()
 
+    def retire(self) -> None:
+        """Those that are lost from now on are not replaced."""
+        with self._lock:
+            self._ended.set()
+
     def end(self, deadline: Deadline) -> None:
-        """Their channels were closed, so they end; those that do not in time are killed."""
-        self._ended.set()
+        """They have retired, and their channels were closed, so they end; those that do not in time are killed."""
         for place in self._all():
             try:
                 place.wait(deadline.left_or_none())
             except (DeadlineExceeded, RmpiError):
                 place.kill()
                 place.wait()
+        self._wait_for_helpers()
 
     def kill(self) -> None:
         """End them at once."""
-        self._ended.set()
+        self.retire()
         for place in self._all():
             place.kill()
         for place in self._all():
             place.wait()
+        self._wait_for_helpers()
+
+    def _wait_for_helpers(self) -> None:
+        """A worker that was being started in place of another is ended by whoever has started it."""
+        for helper in [*self._helpers]:
+            helper.join()
 
     def _all(self) -> list[Place]:
         with self._lock:

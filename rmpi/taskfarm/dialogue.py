@@ -35,7 +35,7 @@ class Inbox:
 
     def __init__(self) -> None:
         self._values: deque[Packed] = deque()
-        self._end: Exception | None = None
+        self._end: BaseException | None = None
         self._changed = Condition()
 
     def put(self, value: Packed) -> None:
@@ -44,7 +44,7 @@ class Inbox:
             self._values.append(value)
             self._changed.notify_all()
 
-    def end(self, why: Exception) -> None:
+    def end(self, why: BaseException) -> None:
         """It says nothing more: whoever waits is told why."""
         with self._changed:
             self._end = self._end or why

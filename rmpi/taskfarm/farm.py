@@ -203,7 +203,7 @@ class Farm:
     def withdraw(self, job: Mapping) -> None:
         """What no worker has of it is not wanted any more.
 
-        From any thread, and also from a finalizer, which the garbage collector may run while this thread holds the lock.
+        From any thread, and also from a finalizer, which may run while this thread holds the lock.
         """
         self._unwanted.append(job)
         if self._lock.acquire(blocking=False):
@@ -238,16 +238,15 @@ class Farm:
             UsageError: This thread is the one that brings tasks to their end.
         """
         if any(reception.is_here for reception in [*self._receptions.values()]):
-            raise UsageError(
-                f"{self.label} cannot be waited for in a callback of a task: use close(wait=False)"
-            )
+            raise UsageError(f"{self.label} cannot be waited for in a callback of a task: use close(wait=False)")
         with self._changed:
             return self._changed.wait_for(lambda: not self._unfinished(), deadline.left_or_none())
 
     def clear(self) -> None:
         """Cancel what no worker was given."""
-        with self._lock:
+        with self._changed:
             jobs = self._scheduler.clear()
+            self._changed.notify_all()
         for job in jobs:
             job.cancel()
 
@@ -276,6 +275,11 @@ class Farm:
             link.pending = {}
         return jobs
 
+    @property
+    def is_heard_here(self) -> bool:
+        """Whether this thread is one that hears workers."""
+        return any(reception.is_here for reception in [*self._receptions.values()])
+
     def _all_links(self) -> list[Link]:
         with self._lock:
             return [*self._links]
@@ -287,7 +291,7 @@ class Farm:
 
     def _check_open(self) -> None:
         if self._broken is not None:
-            raise BrokenFarm(str(self._broken))
+            raise BrokenFarm(str(self._broken)) from self._broken.__cause__
         if self._closed:
             raise UsageError(f"{self.label} was closed, and takes no more tasks")
 
@@ -378,6 +382,7 @@ class Farm:
         elif kind == UNFIT:
             self._unfit(link, message[2])
         elif kind == BYE:
+            link.left = True
             self._reception_of(link).remove(link)
             self.lost(link, WorkerLost(f"{link.label} has left"))
 
@@ -435,7 +440,7 @@ class Farm:
         with self._lock:
             jobs = [job for number in numbers if (job := link.pending.pop(number, None)) is not None]
             for job in jobs:
-                job.attempts -= 1
+                job.wait_again(begun=False)
             if link.worker is not None:
                 self._scheduler.returned(link.worker, jobs)
             plans = self._plan()
@@ -471,6 +476,7 @@ class Farm:
         failed = []
         again = []
         for job in pending.values():
+            job.wait_again(begun=not link.left)
             if job.retries_left() and job.options.worker is None:
                 again.append(job)
             else:

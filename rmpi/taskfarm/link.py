@@ -32,6 +32,7 @@ class Link:
         late: What it has, and nobody waits for any more because it took too long.
         end: Ends it at once, if it is ours to end.
         gone: Whether the worker was lost.
+        left: It has said good-bye.
     """
 
     def __init__(self, number: int, channel: Channel, label: str, end: Callable[[], None] | None) -> None:
@@ -39,6 +40,7 @@ class Link:
         self.channel = channel
         self.label = label
         self.end = end
+        self.left = False
         self.worker: Worker | None = None
         self.pending: dict[int, Assignment] = {}
         self.late: dict[int, Assignment] = {}

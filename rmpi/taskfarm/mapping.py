@@ -64,6 +64,9 @@ class Piece(Assignment):
     def cancel(self) -> None:
         self.fail(CancelledError())
 
+    def wait_again(self, *, begun: bool) -> None:
+        self.attempts -= not begun
+
 
 NOT_PACKED = Packed(b"", None)
 

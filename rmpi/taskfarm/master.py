@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -64,6 +65,7 @@ class Master:
         initializer: Callable[..., object] | None = None,
         initargs: Iterable[Any] = (),
         retries: int = 0,
+        max_tasks_per_worker: int | None = None,
     ) -> None:
         """Start workers.
 
@@ -75,6 +77,8 @@ class Master:
             initializer: Each worker calls ``initializer(*initargs)`` before its first task. If that raises, no task can
                 be done, and all raise `BrokenFarm`.
             retries: How often a task is tried again whose worker was lost; see `with_options`.
+            max_tasks_per_worker: A worker that it has started leaves after so many tasks, and is replaced; a piece of
+                a `map` counts as one. A dialogue, or a task for this worker alone, that comes when it leaves is lost.
 
         Raises:
             UsageError: An argument is out of range.
@@ -84,6 +88,7 @@ class Master:
         count = _checked_count(workers, hosts is not None or bool(ranks))
         machines = _checked_hosts(hosts)
         self._options = checked(Options(retries=retries))
+        self._limit = _checked_limit(max_tasks_per_worker)
         self._farm = Farm(initializer, initargs, label="this task farm")
         self._farm.on_lost = self._replace
         self._crews: list[Crew] = []
@@ -106,13 +111,14 @@ class Master:
         if machines:
             self._own = create_nodes([{"host": _address(spec), "python": spec.python} for spec in machines])
         for node, spec in zip(self._own, machines, strict=True):
-            self._man(node, spec.slots or 1, f" on {node.label}")
+            self._man(node, spec.slots or 1, f" on {node.label}", None)
         if count:
-            self._man(here(), count, "")
+            self._man(here(), count, "", bytes(multiprocessing.current_process().authkey))
 
-    def _man(self, node: Node, count: int, where: str) -> None:
+    def _man(self, node: Node, count: int, where: str, key: bytes | None) -> None:
         self._nodes.append(node)
-        self._crews.append(Crew(self._farm, node, count, lambda number: f"worker {number}{where}"))
+        terms = self._limit, key
+        self._crews.append(Crew(self._farm, node, count, lambda number: f"worker {number}{where}", terms))
 
     def _replace(self, link: Link) -> None:
         for crew in self._crews:
@@ -362,6 +368,11 @@ class Master:
         """Cancel the tasks that no worker was given."""
         self._farm.clear()
 
+    @property
+    def is_heard_here(self) -> bool:
+        """Whether this is the thread that hears workers, which calls the callbacks of tasks and must not wait."""
+        return self._farm.is_heard_here
+
     def close(self, *, wait: bool = True) -> None:
         """End the farm, and the workers that it has started. Doing it again, from any thread, waits until that is done.
 
@@ -397,6 +408,8 @@ class Master:
             node.kill()
 
     def _depart(self) -> None:
+        for crew in self._crews:
+            crew.retire()
         if self._gate is not None:
             self._gate.close()
         self._farm.close()
@@ -462,6 +475,12 @@ def _checked_count(workers: int | None, elsewhere: bool) -> int:
     if type(workers) is not int or workers < 0:
         raise UsageError(f"workers must be a number from 0, not {workers!r}")
     return workers
+
+
+def _checked_limit(tasks: int | None) -> int | None:
+    if tasks is not None and (type(tasks) is not int or tasks < 1):
+        raise UsageError(f"max_tasks_per_worker must be a number from 1, not {tasks!r}")
+    return tasks
 
 
 def _checked_hosts(hosts: str | Sequence[str] | None) -> list[HostSpec]:

@@ -27,6 +27,7 @@ import numpy as np
 
 from rmpi.errors import UsageError
 from rmpi.places.parcels import pack_value
+from rmpi.taskfarm.errors import NotPicklable
 
 if TYPE_CHECKING:
     from rmpi.taskfarm.handles import Handle
@@ -81,7 +82,7 @@ def pack(value: object, what: str) -> Packed:
         what: What it is, for errors.
 
     Raises:
-        UsageError: It cannot be pickled: says why, and what to do.
+        NotPicklable: Says why, and what to do.
     """
     buffers: Buffers = []
 
@@ -108,10 +109,17 @@ def pack(value: object, what: str) -> Packed:
         if not data:
             buffers.clear()
             noted.clear()
-            data = pack_value(value, what)
+            data = _pack_carefully(value, what)
     finally:
         _noted.handles = before
     return Packed(data, buffers or None, tuple(noted))
+
+
+def _pack_carefully(value: object, what: str) -> bytes:
+    try:
+        return pack_value(value, what)
+    except UsageError as error:
+        raise NotPicklable(str(error)) from None
 
 
 def unpack(data: bytes, buffers: Buffers | None) -> Any:
@@ -142,14 +150,15 @@ def pack_function(function: Callable[..., Any]) -> PackedFunction:
     """Pack a function for workers.
 
     Raises:
-        UsageError: It cannot be called, or not be packed.
+        UsageError: It cannot be called.
+        NotPicklable: It cannot be packed.
     """
     plain = type(function) in (FunctionType, BuiltinFunctionType)  # others may be equal, and different tomorrow
     if plain and (known := _known.get(function)) is not None:
         return known
     if not callable(function):
         raise UsageError(f"a task is something that can be called, not {function!r}")
-    data = pack_value(function, f"the function {getattr(function, '__qualname__', function)!r}")
+    data = _pack_carefully(function, f"the function {getattr(function, '__qualname__', function)!r}")
     packed = PackedFunction(blake2b(data, digest_size=16).digest(), data)
     if plain and _is_importable(function):
         _known[function] = packed

@@ -63,10 +63,12 @@ class Talk(Assignment):
 
     def fail(self, error: BaseException) -> None:
         if self.task.worker is not None:
-            assert isinstance(error, Exception)
             self._inbox.end(error)
         else:
             super().fail(error)
+
+    def wait_again(self, *, begun: bool) -> None:
+        pass  # it has begun here
 
     def retries_left(self) -> bool:
         return False

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import pickle
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
+from concurrent.futures._base import PENDING, RUNNING
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from rmpi.errors import RemoteError
-from rmpi.places.parcels import Failure
+from rmpi.places.parcels import open_value
 from rmpi.taskfarm.packing import Buffers, Packed, PackedFunction, unpack
 from rmpi.taskfarm.working import CALL
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from rmpi.taskfarm.workers import Worker
 
 T = TypeVar("T")
+
+_LOG = logging.getLogger("rmpi.taskfarm")
 
 
 class Task(Future[T]):
@@ -29,6 +33,26 @@ class Task(Future[T]):
     """
 
     worker: Worker | None = None
+
+    def set_result(self, result: T) -> None:
+        """For the library."""
+        try:
+            super().set_result(result)
+        except SystemExit:  # of a callback: here it would end the thread that hears answers, and all wait for theirs
+            _LOG.exception("a callback of a task called sys.exit()")
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        """For the library."""
+        try:
+            super().set_exception(exception)
+        except SystemExit:
+            _LOG.exception("a callback of a task called sys.exit()")
+
+    def wait_again(self) -> None:
+        """For the library: no worker has it any more, and one will; so it can be cancelled."""
+        with self._condition:
+            if self._state == RUNNING:
+                self._state = PENDING
 
 
 @dataclass(slots=True, frozen=True)
@@ -96,7 +120,7 @@ class Assignment:
 
     def begin(self, worker: Worker) -> bool:
         """That worker is to have it. False: it was cancelled. The lock of the farm is held."""
-        if self.task.worker is None and not self.task.set_running_or_notify_cancel():  # it may have been given back
+        if not self.task.set_running_or_notify_cancel():
             return False
         self.attempts += 1
         self.task.worker = worker
@@ -122,15 +146,22 @@ class Assignment:
 
     def fail(self, error: BaseException) -> None:
         """It cannot be done, or raised that."""
-        if self.task.worker is not None or self.task.set_running_or_notify_cancel():
+        if self.task.running() or self.task.set_running_or_notify_cancel():
             self.task.set_exception(error)
 
     def cancel(self) -> None:
         """It is not wanted any more, and no worker has it."""
-        if self.task.cancel():
-            self.task.set_running_or_notify_cancel()  # tells `concurrent.futures.wait` that it is over
-        else:  # a worker had it, and gave it back
-            self.fail(CancelledError())
+        self.task.cancel()
+        self.task.set_running_or_notify_cancel()  # tells `concurrent.futures.wait` that it is over
+
+    def wait_again(self, *, begun: bool) -> None:
+        """The worker that had it will not do it; another will.
+
+        Args:
+            begun: Whether it may have begun to.
+        """
+        self.attempts -= not begun
+        self.task.wait_again()
 
     def said(self, value: Packed) -> None:
         """The worker has said something, in a dialogue."""
@@ -140,13 +171,14 @@ class Assignment:
         return self.attempts <= self.options.retries
 
 
-def opened_failure(data: bytes) -> Exception:
-    """What a task raised, with the traceback of there as its cause."""
+def opened_failure(data: bytes) -> BaseException:
+    """What a task raised, with the traceback of there as its cause; `RemoteError` if that cannot be had."""
     pickled, text = pickle.loads(data)
     try:
-        error = Failure(pickled, text, consequence=False).error()
-    except BaseException:  # the exception's own constructor wants this thread to end
-        error = RemoteError(text.rstrip())
-    if not isinstance(error, RemoteError):
-        error.__cause__ = RemoteError(f"\n{text.rstrip()}", traceback=text)
+        error = None if pickled is None else open_value(pickled)
+    except BaseException:  # what runs here is the exception's own constructor
+        error = None
+    if not isinstance(error, BaseException):
+        return RemoteError(text.rstrip(), traceback=text)
+    error.__cause__ = RemoteError(f"\n{text.rstrip()}", traceback=text)
     return error

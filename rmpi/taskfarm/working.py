@@ -12,7 +12,9 @@ Messages are plain tuples that begin with one of the words below; of those for t
 
 from __future__ import annotations
 
+import itertools
 import logging
+import multiprocessing
 import os
 import pickle
 import socket
@@ -60,7 +62,8 @@ HUSH = "hush"
 """``(HUSH, number)``: the master's side of that dialogue has ended."""
 
 BYE = "bye"
-"""``(BYE,)``: the master wants nothing any more."""
+"""``(BYE,)``: the master wants nothing any more. As an answer, ``(BYE, link)``: the worker leaves, and has not begun
+what it has not answered."""
 
 LEAVE = "leave"
 """``(LEAVE,)``: the worker itself is wanted no more."""
@@ -150,11 +153,13 @@ class Working:
     Args:
         mailbox: Where masters put what they want.
         leaves: The worker ends when the last of its masters has said good-bye.
+        limit: After so many tasks it leaves.
     """
 
-    def __init__(self, mailbox: Source, *, leaves: bool = False) -> None:
+    def __init__(self, mailbox: Source, *, leaves: bool = False, limit: int | None = None) -> None:
         self._mailbox = mailbox
         self._leaves = leaves
+        self._limit = limit
         self._sessions: dict[Any, _Session] = {}
         self._queue: deque[Order] = deque()
         self._newcomers: deque[tuple[Any, Outlet]] = deque()
@@ -171,8 +176,9 @@ class Working:
         """Work until the mailbox is over: whoever has spawned this place has closed its channel."""
         threading.Thread(target=self._watch, name="rmpi worker's watch", daemon=True).start()
         try:
-            while True:
+            for _ in itertools.count() if self._limit is None else range(self._limit):
                 self._perform(*self._next())
+            self._take_leave()
         except (ChannelClosed, PeerExited):
             pass
         finally:
@@ -348,6 +354,12 @@ class Working:
                 if answers:
                     self._answer(session, (DONE, session.link, answers))
 
+    def _take_leave(self) -> None:
+        """What comes from now on is not heard."""
+        self._send_answers()
+        for session in list(self._sessions.values()):
+            self._answer(session, (BYE, session.link))
+
     def _answer(self, session: _Session, message: tuple[Any, ...]) -> None:
         try:
             session.address.put(message)
@@ -418,6 +430,13 @@ def _packed_failure(error: BaseException) -> bytes:
     return pickle.dumps((told.pickled, told.text))
 
 
-def work(mailbox: Channel) -> None:
-    """The function of a place that is a worker."""
-    Working(mailbox).run()
+def work(mailbox: Channel, limit: int | None, key: bytes | None) -> None:
+    """The function of a place that is a worker.
+
+    Args:
+        limit: After so many tasks it leaves.
+        key: By which it can use a ``multiprocessing.Manager`` of the master's process, as a child of that could.
+    """
+    if key is not None:
+        multiprocessing.current_process().authkey = key
+    Working(mailbox, limit=limit).run()
