@@ -2,8 +2,9 @@
 
 There is one for each system (`rmpi.places`) that workers belong to; most masters have one. All workers of a system put
 what they say into one mailbox, so that to wait for any of them is to wait for a message, and nothing else: that is
-three times as fast as to `select` among their channels. Those are watched only for their end, within the same wait: who
-hears of one puts a note into the mailbox, behind what the worker had said before.
+three times as fast as to `select` among their channels. Those are watched only for their end, within the same wait:
+who hears of one puts a note into the mailbox. Who reads that looks which it was, and puts another note, which certainly
+is behind all that this worker has said; the first may have been put for another worker, or to look at the time.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ _LOG = logging.getLogger("rmpi.taskfarm")
 
 LOOK = None
 """The note in the mailbox: look at the time, and at whose channel has ended."""
+
+
+GONE = "gone"
+"""``(GONE, link)``, in the mailbox: that channel has ended, and all was heard."""
 
 
 class Listener(Protocol):
@@ -70,6 +75,7 @@ class Reception:
         self._listener = listener
         self._ends = _Ends(self.address)
         self._links: dict[int, Link] = {}  # by number
+        self._gone: dict[int, Exception] = {}  # why, by the number of the link
         self._over = False
         self._thread = threading.Thread(target=self._run, name="rmpi task farm", daemon=True)
         self._thread.start()
@@ -136,7 +142,11 @@ class Reception:
             self._look()
             return
         link = self._links.get(message[1])
-        if link is not None:
+        if message[0] == GONE:
+            error = self._gone.pop(message[1])
+            if link is not None:
+                self._part(link, error)
+        elif link is not None:
             self._listener.heard(link, message)
 
     def _look(self) -> None:
@@ -148,15 +158,17 @@ class Reception:
             except DeadlineExceeded:
                 pass
             except Exception as error:
-                self._part(link, error)
+                self._ends.remove(link.channel)
+                self._gone[link.number] = error
+                _note(self.address, (GONE, link.number))
 
     def _part(self, link: Link, error: Exception) -> None:
         self.remove(link)
         self._listener.lost(link, error)
 
 
-def _note(noted: Channel) -> None:
+def _note(noted: Channel, note: tuple[str, int] | None = LOOK) -> None:
     try:
-        noted.post(LOOK)
+        noted.post(note)
     except (PeerLost, ChannelClosed):
         pass  # it is over
