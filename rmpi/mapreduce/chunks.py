@@ -1,0 +1,149 @@
+"""Pairs on disk: chunks of them, in files that are written once, from the front to the end, and read in pieces.
+
+A *chunk* is some thousand keys and what belongs to them, as one string of bytes: a value for each key, or a list of
+values. A *segment* is what one reduce task is to read of one file: the places of its chunks. The index of a file
+is not in the file; it travels as the result of the task that wrote it.
+
+Of the two ways in which Python writes objects, `marshal` takes two thirds of the time that `pickle` does, and knows
+only Python's simplest types. (Where it meets NumPy's scalars it writes their bytes, without a word; so the types are
+looked at first.) It repeats strings that occur often, so values that are strings are left to `pickle`.
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import IO, Any, NamedTuple
+
+from rmpi.places.parcels import pack_value
+
+Piece = tuple[int, int]
+"""Of a file: where it begins, and its bytes."""
+
+_SIMPLE_KEYS = {str, int, float, bool, bytes}
+_SIMPLE_VALUES = {int, float, bool, type(None)}
+
+_MARSHAL, _PICKLE = b"m", b"p"
+_MARSHAL_VERSION = 2
+"""Without references, which take time to find."""
+
+
+class Chunk(NamedTuple):
+    """Keys, and for each a value, or a list of values if ``grouped``."""
+
+    keys: Sequence[Any]
+    values: Sequence[Any]
+    grouped: bool
+
+
+def pack(chunk: Chunk) -> bytes:
+    """A chunk as bytes.
+
+    Raises:
+        UsageError: A key or value cannot be pickled.
+    """
+    keys, values, grouped = chunk
+    types = set(map(type, chain.from_iterable(values) if grouped else values))
+    if types <= _SIMPLE_VALUES and set(map(type, keys)) <= _SIMPLE_KEYS:
+        return _MARSHAL + marshal.dumps((list(keys), list(values), grouped), _MARSHAL_VERSION)
+    try:
+        return _PICKLE + pickle.dumps((keys, values, grouped), pickle.HIGHEST_PROTOCOL)
+    except Exception:  # perhaps it holds what a script has defined, which travels by value
+        return _PICKLE + pack_value((keys, values, grouped), "a key or a value")
+
+
+def unpack(data: bytes | memoryview) -> Chunk:
+    """The chunk that was packed."""
+    body = memoryview(data)[1:]
+    return Chunk(*(marshal.loads(body) if data[:1] == _MARSHAL else pickle.loads(body)))
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """What one task reads of a file that another one has written.
+
+    Attributes:
+        path: Of the file, on the machine that has it.
+        shelf: The name of the server there from which others can get it; "" if there is none, because all are there.
+        pieces: Where its chunks are.
+    """
+
+    path: str
+    shelf: str
+    pieces: tuple[Piece, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(length for _, length in self.pieces)
+
+
+class ChunkFile:
+    """Chunks that are appended to a file.
+
+    Args:
+        make: Opens the file, which is new, for writing; called when there is something to write.
+    """
+
+    def __init__(self, make: Callable[[], IO[bytes]]) -> None:
+        self._make = make
+        self._file: IO[bytes] | None = None
+        self.nbytes = 0
+
+    def append(self, chunk: Chunk) -> Piece:
+        """Where it is.
+
+        Raises:
+            OSError: The disk is full, or the directory is gone.
+        """
+        data = pack(chunk)
+        if self._file is None:
+            self._file = self._make()
+        self._file.write(data)
+        piece = (self.nbytes, len(data))
+        self.nbytes += len(data)
+        return piece
+
+    def read(self, piece: Piece) -> Chunk:
+        """A chunk again, if the file was opened for that too."""
+        assert self._file is not None
+        self._file.flush()
+        return unpack(_read_fully(self._file.fileno(), *piece))
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def read_pieces(path: str, pieces: Iterable[Piece]) -> Iterator[bytes]:
+    """Each piece of a file, in turn.
+
+    Raises:
+        OSError: It is not there; EOFError: it has been cut short.
+    """
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for start, length in pieces:
+            yield _read_fully(file, start, length)
+    finally:
+        os.close(file)
+
+
+def _read_fully(file: int, start: int, length: int) -> bytes:
+    data = os.pread(file, length, start)
+    while len(data) < length:  # Linux reads 2 GiB at most
+        more = os.pread(file, length - len(data), start + len(data))
+        if not more:
+            raise EOFError(f"a file of pairs ends at byte {start + len(data)}, in the middle of a chunk")
+        data += more
+    return data
+
+
+def cut(chunk: Chunk, step: int) -> Iterator[Chunk]:
+    """The same as chunks of ``step`` keys at most."""
+    keys, values, grouped = chunk
+    for start in range(0, len(keys), step):
+        yield Chunk(keys[start : start + step], values[start : start + step], grouped)
