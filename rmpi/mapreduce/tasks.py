@@ -40,7 +40,7 @@ _ROOM = 16
 _PAIRS = 10_000
 """That a reducer has given before they are written."""
 
-_OURS = str(Path(__file__).resolve().parent) + "/"
+_OURS = str(Path(__file__).parent) + "/"
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ class Point:
     note: str = field(default="", compare=False)
 
 
-Pair = namedtuple("Pair", "left right")  # noqa: PYI024
+Pair = namedtuple("Pair", "left right")
 
 NOON = datetime.datetime(2026, 6, 1, 12, tzinfo=datetime.UTC)
 
