@@ -57,9 +57,12 @@ def nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 
 @pytest.fixture(scope="session")
-def two_workers() -> Iterator[MapReduce]:
-    with MapReduce(2) as mr:
+def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MapReduce]:
+    directory = tmp_path_factory.mktemp("two")
+    with MapReduce(2, directory=directory) as mr:
         yield mr
+        assert [*directory.rglob("map-*"), *directory.rglob("reduce-*")] == []
+    assert [*directory.iterdir()] == []
 
 
 @pytest.fixture(params=["here", "workers"])
