@@ -78,6 +78,7 @@ class MapReduce:
             from rmpi.taskfarm import Master
 
             self._farm = Master(workers, hosts=hosts)
+        self._size = 1 if self._farm is None else len(self._farm.workers)
 
     def map_reduce(
         self,
@@ -133,7 +134,7 @@ class MapReduce:
             optional_function_of(combiner, "combiner"),
             optional_function_of(partition, "partition"),
             optional_function_of(sort_key, "sort_key"),
-            _positive(partitions or max(1, len(farm.workers) if farm else 1), "partitions"),
+            _positive(self._workers if partitions is None else partitions, "partitions"),
             _at_least(memory, LEAST_MEMORY, "memory"),
         )
         output = optional_function_of(outputer, "outputer")
@@ -149,6 +150,12 @@ class MapReduce:
         returned = None if output is None else output(pairs)
         return pairs if returned is None else returned
 
+    @property
+    def _workers(self) -> int:
+        """How many there are; those that are just being replaced count too."""
+        self._size = max(self._size, 0 if self._farm is None else len(self._farm.workers))
+        return max(1, self._size)
+
     def _run(
         self, farm: Farm, job: Job, items: list[Any], retries: int, speculative: bool, progress: bool | None
     ) -> list[tuple[Any, Any]]:
@@ -157,7 +164,7 @@ class MapReduce:
             self._storages = _Storages(farm, self._directory)
         name = uuid.uuid4().hex
         storage = self._storages.begin_job(name)
-        batches = batched(items, TASKS_PER_WORKER * max(1, len(farm.workers)))
+        batches = batched(items, TASKS_PER_WORKER * self._workers)
         try:
             order = Order(packed, storage, name)
             return Running(farm, order, batches, job.partitions, retries, speculative, progress).run()
