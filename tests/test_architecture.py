@@ -19,7 +19,8 @@ ARROW = (
     ("launcher",),
     ("rmpi",),  # the public face, rmpi/__init__.py, which nothing below may use
     ("testing",),
-    ("mapreduce", "taskfarm"),
+    ("mapreduce",),
+    ("taskfarm",),
     ("comm",),
     ("rpc",),
     ("places",),

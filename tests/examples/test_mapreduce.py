@@ -55,4 +55,3 @@ def test_an_index_says_where_words_are(tmp_path: Path) -> None:
         f"you: {one} 4; {two} 2",
     ]
     assert run("inverted_index.py", "-n", "0", "--find", "tea", *files) == f"tea: {one} 1, 2\n"
-    assert run("inverted_index.py", "-n", "1", "--find", "JSONEncoder".lower()).startswith("jsonencoder: /")
