@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rmpi.deadline import Deadline
-from rmpi.errors import DeadlineExceeded, NameNotFound, RmpiError
+from rmpi.errors import ChannelClosed, DeadlineExceeded, NameNotFound, RmpiError
 from rmpi.places.channel import Message
 from rmpi.places.guest import attach
 from rmpi.places.pair import channel_pair
@@ -61,6 +61,8 @@ class Entrance:
                     self._take_all(self._ours)
                 if id(self._gate) in ready:
                     self._take_all(self._gate)  # which says nothing, but that it is over
+        except ChannelClosed:  # it is us who leave
+            return
         except RmpiError as error:
             why = str(error)
         if not self._said_good_bye:
@@ -81,12 +83,17 @@ class Entrance:
 
 
 class Comers:
-    """What all masters say, for `Working`."""
+    """What all masters say, and whoever has started this worker, for `Working`."""
 
-    def __init__(self, addresses: Sequence[str], key_file: str, label: str) -> None:
+    def __init__(self, mailbox: Channel, addresses: Sequence[str], key_file: str, label: str) -> None:
         self._heard: queue.SimpleQueue[Message] = queue.SimpleQueue()
         for address in addresses:
             Entrance(address, key_file, label, self._heard)
+        threading.Thread(target=self._hear, args=(mailbox,), name="rmpi hears its keeper", daemon=True).start()
+
+    def _hear(self, mailbox: Channel) -> None:
+        for word in mailbox:
+            self._heard.put(Message(word, mailbox))
 
     def receive(self, timeout: float | None) -> Message:
         """As `Channel.receive`."""
@@ -96,11 +103,11 @@ class Comers:
             raise DeadlineExceeded("no master has said anything") from None
 
 
-def come(_mailbox: Mailbox, addresses: Sequence[str], key_file: str, number: int) -> None:
+def come(mailbox: Mailbox, addresses: Sequence[str], key_file: str, number: int) -> None:
     """The function of a place that is such a worker. It ends when all masters have ended."""
     label = f"worker {number} on {socket.gethostname()} (pid {os.getpid()})"
     try:
-        source: Any = Comers(addresses, key_file, label)
+        source: Any = Comers(mailbox, addresses, key_file, label)
     except RmpiError as error:
         sys.stderr.write(f"rmpi: {error}\n")
         return

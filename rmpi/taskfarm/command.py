@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import queue
 import signal
 import sys
-import threading
 from collections.abc import Sequence
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from rmpi.comm.bootstrap import init
-from rmpi.errors import LaunchError, RmpiError
+from rmpi.errors import LaunchError, PeerLost, RmpiError
 from rmpi.places import system
 from rmpi.places.creation import here
 from rmpi.places.guest import attach
@@ -29,12 +31,15 @@ from rmpi.taskfarm import ranks
 from rmpi.taskfarm.coming import MEET_LIMIT, come
 from rmpi.taskfarm.crew import LOOK, PATIENCE
 from rmpi.taskfarm.meeting import DEFAULT_PORT, WORKER
-from rmpi.taskfarm.working import work
+from rmpi.taskfarm.working import LEAVE, work
 
 if TYPE_CHECKING:
     from rmpi.places.handles import Place
 
 USAGE = "usage: python -m rmpi.taskfarm worker (--listen ADDRESS | --connect ADDRESS) --key-file FILE [options]"
+
+RESTART = restart_every(1, only_failures=True)
+"""What becomes of workers that end: if that was not on purpose, they are started again."""
 
 HELP = f"""{USAGE}
        rmpi-run [options] -m rmpi.taskfarm SCRIPT [arguments]
@@ -49,8 +54,9 @@ HELP = f"""{USAGE}
                                   rank 0 runs the script, the others are workers of
                                   its rmpi.taskfarm.Master() or Executor()
 
-Workers that die are started again. Those that listen stand until Ctrl-C or SIGTERM,
-and may have several masters; those that connect end when their masters have.
+Workers that die are started again. Those that listen may have several masters;
+those that connect end when their masters have. After Ctrl-C or SIGTERM all end as
+soon as the tasks at hand are done; a second one does not wait for that.
 
 Where:
   --listen ADDRESS[:PORT]  one address of this machine, or 0.0.0.0 for all of them
@@ -139,17 +145,38 @@ def _keep(options: argparse.Namespace) -> int:
     if options.help:
         write_line(-1, 1, HELP.rstrip())
         return 0
-    over = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # of nohup, or of a shell for what it runs in the background
-            signal.signal(number, lambda _number, _frame: over.set())
+    signals = _caught_signals()
     places = _listen(options) if options.listen else _connect(options)
     try:
-        while not over.wait(LOOK) and any(place.alive for place in places):
-            _kill_stopped()
+        while any(place.alive for place in places):
+            try:
+                asked_before = signals.get(timeout=LOOK)
+            except queue.Empty:
+                _kill_stopped()
+            else:
+                if asked_before:
+                    break
+                write_line(-1, 2, "rmpi: leaving as soon as the tasks at hand are done; the next signal ends them")
+                _ask_to_leave(places)
     finally:
         system.shutdown()
     return 0
+
+
+def _caught_signals() -> queue.SimpleQueue[bool]:
+    """Of each signal that asks us to end, whether there was one before."""
+    signals: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    counted = count()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # of nohup, or of a shell for what it runs in the background
+            signal.signal(number, lambda _number, _frame: signals.put(next(counted) > 0))
+    return signals
+
+
+def _ask_to_leave(places: Sequence[Place]) -> None:
+    for place in places:
+        with suppress(PeerLost):
+            place.put((LEAVE,), timeout=1.0)
 
 
 def _listen(options: argparse.Namespace) -> list[Place]:
@@ -165,7 +192,7 @@ def _listen(options: argparse.Namespace) -> list[Place]:
             Path(options.key_file).unlink()
         raise
     names = [f"{WORKER}{number}" for number in range(1, options.workers + 1)]
-    places = [here().spawn(work, name=name, restart=True) for name in names]
+    places = [here().spawn(work, name=name, restart=RESTART) for name in names]
     write_line(-1, 1, f"rmpi: {_count(places)} (pid {os.getpid()}) listen at {where}")
     return places
 
@@ -176,9 +203,8 @@ def _connect(options: argparse.Namespace) -> list[Place]:
         with attach(address, key_file=options.key_file, timeout=MEET_LIMIT):
             pass  # so that it is said once what is wrong, and before anything is started
     key_file = str(Path(options.key_file).absolute())
-    policy = restart_every(1, only_failures=True)
     places = [
-        here().spawn(come, addresses, key_file, number, restart=policy) for number in range(1, options.workers + 1)
+        here().spawn(come, addresses, key_file, number, restart=RESTART) for number in range(1, options.workers + 1)
     ]
     write_line(-1, 1, f"rmpi: {_count(places)} (pid {os.getpid()}) of {', '.join(addresses)}")
     return places

@@ -66,7 +66,7 @@ BYE = "bye"
 what it has not answered."""
 
 LEAVE = "leave"
-"""``(LEAVE,)``: the worker itself is wanted no more."""
+"""``(LEAVE,)``: the worker is to end when it has done the task at hand; what it has not begun, it gives back."""
 
 READY = "ready"
 """The answer to `HELLO`: ``(READY, link, host, pid)``."""
@@ -169,7 +169,7 @@ class Working:
         self._began = 0.0  # when the task at hand began; 0: there is none
         self._at_hand: tuple[_Session, int] | None = None  # whose it is, and its number
         self._unsent = 0.0  # since when answers wait; 0: none does
-        self._left = False  # nobody wants anything of this worker any more
+        self._left = False  # it is to end after the task at hand
         self._over = False
 
     def run(self) -> None:
@@ -190,6 +190,10 @@ class Working:
     def _next(self) -> Order:
         queue = self._queue
         while True:
+            if self._left:
+                self._give_back(tell_all=False)
+                self._take_leave()
+                raise ChannelClosed("nobody wants anything of this worker any more")
             try:
                 return queue.popleft()
             except IndexError:
@@ -198,9 +202,7 @@ class Working:
                 self._meet(*self._newcomers.popleft())
             self._busy.clear()
             with self._reading:
-                if not queue and not self._newcomers:
-                    if self._left:
-                        raise ChannelClosed("nobody wants anything of this worker any more")
+                if not (queue or self._newcomers or self._left):
                     self._take(None)
             self._busy.set()
 
@@ -221,7 +223,8 @@ class Working:
             self._newcomers.append((message, reply))  # the initializer runs in the main thread, and between tasks
             return
         if kind == LEAVE:
-            self._leave()
+            self._left = True
+            return
         session = self._sessions.get(reply)
         if kind == BYE:
             self._part(session)
@@ -273,11 +276,6 @@ class Working:
             for key, function in fresh.items():
                 remember(session.functions, key, function)
         self._queue.extend([(session, task, known[task[2]]) for task in tasks])
-
-    def _leave(self) -> None:
-        for session in list(self._sessions.values()):
-            self._end(session)
-        self._left = True
 
     def _part(self, session: _Session | None) -> None:
         if session is not None:
@@ -430,7 +428,7 @@ def _packed_failure(error: BaseException) -> bytes:
     return pickle.dumps((told.pickled, told.text))
 
 
-def work(mailbox: Channel, limit: int | None, key: bytes | None) -> None:
+def work(mailbox: Channel, limit: int | None = None, key: bytes | None = None) -> None:
     """The function of a place that is a worker.
 
     Args:
