@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 USAGE = "usage: python -m rmpi.taskfarm worker (--listen ADDRESS | --connect ADDRESS) --key-file FILE [options]"
 
+LAST_LOOK = 0.02
+"""Seconds between two looks at whether those that were asked to leave have."""
+
 RESTART = restart_every(1, only_failures=True)
 """What becomes of workers that end: if that was not on purpose, they are started again."""
 
@@ -147,10 +150,11 @@ def _keep(options: argparse.Namespace) -> int:
         return 0
     signals = _caught_signals()
     places = _listen(options) if options.listen else _connect(options)
+    pause = LOOK
     try:
         while any(place.alive for place in places):
             try:
-                asked_before = signals.get(timeout=LOOK)
+                asked_before = signals.get(timeout=pause)
             except queue.Empty:
                 _kill_stopped()
             else:
@@ -158,6 +162,7 @@ def _keep(options: argparse.Namespace) -> int:
                     break
                 write_line(-1, 2, "rmpi: leaving as soon as the tasks at hand are done; the next signal ends them")
                 _ask_to_leave(places)
+                pause = LAST_LOOK
     finally:
         system.shutdown()
     return 0

@@ -19,6 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmpi.deadline import Deadline, now
@@ -105,11 +106,11 @@ class Farm:
                 raise UsageError(f"{self.label} was closed")
             self._links[link] = None
             system = channel.member.system
-            if system not in self._receptions:
+            if system not in self._receptions or self._receptions[system].over:
                 self._receptions[system] = Reception(self, channel.member)
         reception = self._reception_of(link)
         reception.add(link)
-        link.greet(reception.address, tuple(sys.path), self._initializer)
+        link.greet(reception.address, tuple(str(Path(entry).absolute()) for entry in sys.path), self._initializer)
         return link
 
     def _reception_of(self, link: Link) -> Reception:

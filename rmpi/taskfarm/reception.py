@@ -60,23 +60,31 @@ class _Ends(Selector):
         self._noted.endpoint.go_on(partial(_note, self._noted))
 
 
+class _Box(Mailbox):
+    """A mailbox that is told when this process has no part in its system any more."""
+
+    def _members(self) -> frozenset[int]:
+        return frozenset((self._endpoint.ident,))
+
+
 class Reception:
     """The links of one system, their mailbox, and the thread.
 
     Attributes:
         address: The channel to the mailbox, for workers.
+        over: Nobody listens here any more.
     """
 
     def __init__(self, listener: Listener, member: Member) -> None:
         """Begin to listen."""
         box = member.new_box()
-        self._mailbox = Mailbox(member, box, None)
+        self._mailbox = _Box(member, box, None)
         self.address = Channel(member, Address(member.system, 0, member.endpoint.ident, box, "a master"))
         self._listener = listener
         self._ends = _Ends(self.address)
         self._links: dict[int, Link] = {}  # by number
         self._gone: dict[int, Exception] = {}  # why, by the number of the link
-        self._over = False
+        self.over = False
         self._thread = threading.Thread(target=self._run, name="rmpi task farm", daemon=True)
         self._thread.start()
 
@@ -106,7 +114,7 @@ class Reception:
 
     def close(self) -> None:
         """End the thread, and wait for that unless it is the one that calls."""
-        self._over = True
+        self.over = True
         self.wake()
         if not self.is_here:
             self._thread.join()
@@ -117,10 +125,11 @@ class Reception:
     def _run(self) -> None:
         try:
             pause = self._listener.tick()
-            while not self._over:
+            while not self.over:
                 self._hear(pause)
                 pause = self._listener.tick()
-        except ChannelClosed as error:  # this process has left the system
+        except (ChannelClosed, PeerLost) as error:  # this process has left the system, or that has ended
+            self.over = True
             for link in [*self._links.values()]:
                 self._part(link, error)
         except BaseException as error:
@@ -133,7 +142,7 @@ class Reception:
             message = self._mailbox.get(pause)
         except DeadlineExceeded:
             return
-        except ChannelClosed:
+        except (ChannelClosed, PeerLost):
             raise
         except Exception:  # it cannot be unpickled, which ours always can
             _LOG.exception("something that a worker has said cannot be understood, and is gone")

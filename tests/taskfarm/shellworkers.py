@@ -1,0 +1,19 @@
+"""What tasks of the tests of shell workers call."""
+
+import os
+import time
+
+
+def where(seconds=0.0):
+    time.sleep(seconds)
+    return os.getpid()
+
+
+def die():
+    os.kill(os.getpid(), 9)
+
+
+def state(key):
+    from rmpi.taskfarm import worker_state
+
+    return worker_state().setdefault_with(key, os.getpid)
