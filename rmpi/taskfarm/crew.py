@@ -14,10 +14,12 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from rmpi.deadline import Deadline, now
 from rmpi.errors import DeadlineExceeded, RmpiError
+from rmpi.taskfarm.errors import BrokenFarm
 from rmpi.taskfarm.farm import Farm
 from rmpi.taskfarm.working import work
 
@@ -34,7 +36,7 @@ LONGEST_PAUSE = 5.0
 """Seconds until one is started in place of another, at most."""
 
 HOPELESS = 5
-"""So many times in a row no worker could be started: then no more is tried."""
+"""So many times in a row no worker could be started, or died before it was ready: then no more is tried."""
 
 PATIENCE = 5.0
 """Seconds that a stopped worker may keep its tasks."""
@@ -69,9 +71,10 @@ class Crew:
         self._lock = threading.Lock()
         self._places: dict[Link, tuple[Place, float, int]] = {}  # since when, and which
         self._quick = 0  # deaths in a row after a short life
+        self._unready = 0  # deaths in a row of workers that were not ready yet
         self._ended = threading.Event()
         self._made = 0
-        self._helpers: set[threading.Thread] = set()
+        self._helpers: set[threading.Thread] = set()  # those that start workers in place of others
         farm.expect(count)
         try:
             with ThreadPoolExecutor(min(count, AT_ONCE)) as pool:
@@ -88,13 +91,18 @@ class Crew:
             self._made += 1
             number = self._made
         place = self._node.spawn(work, *self._terms)
-        with self._lock:  # so that it is known here before it can be lost
+        try:
+            link = self._farm.greet(place, self._label(number), place.kill)
+        except BaseException:  # the farm was closed
+            _end(place)
+            raise
+        with self._lock:
             if not self._ended.is_set():
-                link = self._farm.greet(place, self._label(number), place.kill)
                 self._places[link] = place, now(), number
-                return
-        place.kill()
-        place.wait()
+        if self._ended.is_set():
+            _end(place)
+        elif link.gone:  # so soon that nobody knew yet whose it was
+            self.lost(link)
 
     def lost(self, link: Link) -> None:
         """A worker is gone: have another one, soon. Does nothing if it was none of ours."""
@@ -103,13 +111,20 @@ class Crew:
                 return
             _, since, _ = self._places.pop(link)
             self._quick = self._quick + 1 if now() - since < SHORT and not link.left else 0
+            self._unready = self._unready + 1 if link.worker is None else 0
             pause = min(LONGEST_PAUSE, 0.1 * 2 ** (self._quick - 2)) if self._quick > 1 else 0.0
-        if self._ended.is_set():
+        if self._unready >= HOPELESS and not self._farm.workers:
+            why = "before they could do anything, perhaps because of their initializer"
+            self._farm.fail_all(BrokenFarm(f"{self._unready} workers in a row died {why}; see what they have written"))
             return
         self._farm.expect(1)
         helper = threading.Thread(target=self._replace, args=(pause,), name="rmpi replaces a worker", daemon=True)
-        self._helpers.add(helper)
-        helper.start()
+        with self._lock:
+            if not self._ended.is_set():
+                self._helpers.add(helper)
+                helper.start()
+                return
+        self._farm.expect(-1)
 
     def _replace(self, pause: float) -> None:
         try:
@@ -124,7 +139,8 @@ class Crew:
                 else:
                     return
         finally:
-            self._helpers.discard(threading.current_thread())
+            with self._lock:
+                self._helpers.discard(threading.current_thread())
             self._farm.expect(-1)
 
     def _watch(self) -> None:
@@ -171,9 +187,18 @@ class Crew:
 
     def _wait_for_helpers(self) -> None:
         """A worker that was being started in place of another is ended by whoever has started it."""
-        for helper in [*self._helpers]:
-            helper.join()
+        with self._lock:
+            helpers = [*self._helpers]
+        for helper in helpers:
+            if helper is not threading.current_thread():
+                helper.join()
 
     def _all(self) -> list[Place]:
         with self._lock:
             return [place for place, _, _ in self._places.values()]
+
+
+def _end(place: Place) -> None:
+    with suppress(RmpiError):  # the node is lost, and so is the place
+        place.kill()
+        place.wait()
