@@ -159,7 +159,8 @@ class Crew:
             link = busy.get(place.pid)
             if link is not None and link.end is not None and place.stopped is not None and place.stopped >= PATIENCE:
                 _LOG.warning("%s was stopped for %g s, and is killed: others do its tasks", link.label, PATIENCE)
-                link.end()
+                with suppress(RmpiError):
+                    link.end()
 
     def retire(self) -> None:
         """Those that are lost from now on are not replaced."""
@@ -172,17 +173,17 @@ class Crew:
             try:
                 place.wait(deadline.left_or_none())
             except (DeadlineExceeded, RmpiError):
-                place.kill()
-                place.wait()
+                _end(place)
         self._wait_for_helpers()
 
     def kill(self) -> None:
         """End them at once."""
         self.retire()
         for place in self._all():
-            place.kill()
+            with suppress(RmpiError):
+                place.kill()
         for place in self._all():
-            place.wait()
+            _end(place)
         self._wait_for_helpers()
 
     def _wait_for_helpers(self) -> None:

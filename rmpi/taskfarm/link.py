@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from rmpi.errors import ChannelClosed, PeerLost, UsageError
+from rmpi.errors import ChannelClosed, PeerLost, RmpiError, UsageError
 from rmpi.taskfarm.working import ABANDON, BYE, DROP, HELLO, HUSH, SAY, TASKS, remember
 
 if TYPE_CHECKING:
@@ -102,7 +103,8 @@ class Link:
     def abandon(self, number: int) -> None:
         """A task takes too long: end the worker, if it is still at it."""
         if self.end is not None:
-            self.end()
+            with suppress(RmpiError):  # its node is lost, and so is the worker
+                self.end()
         else:
             self._post((ABANDON, number))
 

@@ -98,7 +98,8 @@ class Master:
         self._gate: Gate | None = None
         self._talks: set[Task[Any]] = set()
         self._closing = threading.Lock()
-        self._closed = False
+        self._closer: int | None = None  # the thread that was the first to close it
+        self._closed = threading.Event()
         try:
             self._start(count, machines)
             for label, channel in ranks:
@@ -374,22 +375,31 @@ class Master:
         return self._farm.is_heard_here
 
     def close(self, *, wait: bool = True) -> None:
-        """End the farm, and the workers that it has started. Doing it again, from any thread, waits until that is done.
+        """End the farm, and the workers that it has started. Doing it again waits until that is done, if ``wait``.
 
         Args:
             wait: Wait until all tasks are done; else they are cancelled, and workers that execute one are killed.
+
+        Raises:
+            UsageError: ``wait`` in a callback of a task.
         """
         if wait:
             self._farm.wait_until_done(Deadline.NEVER)
             wait_for(tuple(self._talks))
         with self._closing:
-            if self._closed:
-                return
-            self._closed = True
-            if wait:
-                self._end()
-            else:
+            first = self._closer is None
+            if first:
+                self._closer = threading.get_ident()
+        if first:
+            try:
+                (self._end if wait else self._kill)()
+            except BaseException:  # Ctrl-C
                 self._kill()
+                raise
+            finally:
+                self._closed.set()
+        elif wait and self._closer != threading.get_ident():  # else it is a callback of a task that was cancelled
+            self._closed.wait()
 
     def _end(self) -> None:
         self._depart()
@@ -422,7 +432,11 @@ class Master:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close(wait=error is None)
+        try:
+            self.close(wait=error is None)
+        except BaseException:  # Ctrl-C
+            self.close(wait=False)
+            raise
 
     def __repr__(self) -> str:
         return f"<Master of {len(self.workers)} workers>"
