@@ -8,10 +8,11 @@ import chores
 import pytest
 
 from rmpi.deadline import Deadline
-from rmpi.errors import ChannelClosed, DeadlineExceeded, PeerExited, PeerLost, RemoteError, UsageError
+from rmpi.errors import ChannelClosed, DeadlineExceeded, PeerExited, PeerLost, RemoteError
 from rmpi.places.channel import Message
 from rmpi.places.parcels import pack_value
 from rmpi.taskfarm import working
+from rmpi.taskfarm.errors import NotPicklable
 from rmpi.taskfarm.packing import pack, pack_function, unpack
 from rmpi.taskfarm.tasks import opened_failure
 from rmpi.taskfarm.working import (
@@ -247,12 +248,12 @@ def test_what_a_master_has_scattered_goes_with_it(worker, master):
 @pytest.mark.parametrize(
     ("function", "error", "text"),
     [
-        (chores.raise_base, RemoteError, "Base: the very base"),
-        (chores.interrupt, RemoteError, "KeyboardInterrupt: from inside"),
+        (chores.raise_base, chores.Base, "the very base"),
+        (chores.interrupt, KeyboardInterrupt, "from inside"),
         (chores.raise_closed, RemoteError, "Closed: secret"),
         (chores.raise_narrow, RemoteError, "Narrow: 1 and 2"),
         (chores.raise_leaving, RemoteError, "Leaving: bye"),
-        (chores.lock, UsageError, "the result of the task cannot be pickled: TypeError: cannot pickle"),
+        (chores.lock, NotPicklable, "the result of the task cannot be pickled: TypeError: cannot pickle"),
     ],
 )
 def test_whatever_a_task_raises_is_its_answer_and_the_worker_goes_on(master, function, error, text):
@@ -271,9 +272,10 @@ def test_what_a_task_raises_comes_with_its_traceback_and_without_ours(master):
     assert "working.py" not in str(error.__cause__)
 
 
-def test_system_exit_in_a_task_is_an_error_like_others(master):
+def test_system_exit_in_a_task_is_what_the_task_raises(master):
     master.calls(1, chores.leave, 3)
-    assert "SystemExit: 3" in str(master.done(1)[1])
+    error = master.done(1)[1]
+    assert (type(error), error.code) == (SystemExit, 3)
 
 
 def test_arguments_that_cannot_be_unpickled_fail_their_task(master):
@@ -455,7 +457,7 @@ def test_what_cannot_be_unpickled_is_raised_where_it_is_got(master):
 def test_what_cannot_be_pickled_is_raised_where_it_is_put(master):
     master.gives((1, TALK, put_lock, None))
     error = master.done(1)[1]
-    assert (type(error), "cannot pickle" in str(error)) == (UsageError, True)
+    assert (type(error), "cannot pickle" in str(error)) == (NotPicklable, True)
 
 
 def put_lock(_, o):
