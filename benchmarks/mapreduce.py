@@ -49,8 +49,9 @@ Report = dict[str, Any]
 
 def make_text(path: Path, megabytes: int) -> None:
     """Write so many MB of sources."""
-    sources = [file.read_bytes() for file in sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py"))]
-    text = b"\n".join(each for each in sources if _is_utf8(each))
+    library = Path(sysconfig.get_path("stdlib"))
+    files = [file for file in sorted(library.rglob("*.py")) if "site-packages" not in file.parts]
+    text = b"\n".join(each for each in map(Path.read_bytes, files) if _is_utf8(each))
     left = megabytes * 1_000_000
     with path.open("wb") as file:
         while left > 0:

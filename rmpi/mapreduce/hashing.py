@@ -62,12 +62,12 @@ def partitions_of(keys: Sequence[Any], count: int) -> list[int]:
     Raises:
         UsageError: As `stable_hash`.
     """
-    if set(map(type, keys)) == {str}:
-        try:
-            return [(crc32(key.encode()) * _GOLDEN & _MASK) * count >> 32 for key in keys]
-        except UnicodeEncodeError:
-            pass  # lone surrogates, which only the long way knows
-    return [stable_hash(key) * count >> BITS for key in keys]
+    try:
+        sums = np.fromiter(map(crc32, map(str.encode, keys)), np.uint64, len(keys))
+    except (TypeError, UnicodeEncodeError):  # not all are strings, or there are lone surrogates in them
+        return [stable_hash(key) * count >> BITS for key in keys]
+    hashes = sums * np.uint64(_GOLDEN) & np.uint64(_MASK)
+    return (hashes * np.uint64(count) >> np.uint64(BITS)).tolist()  # type: ignore[no-any-return]
 
 
 def chosen_partitions(partition: Partition, keys: Sequence[Any], count: int) -> list[int]:

@@ -19,6 +19,7 @@ from rmpi.mapreduce.running import Running
 from rmpi.mapreduce.runs import Runs
 from rmpi.mapreduce.shelf import Shelf
 from rmpi.mapreduce.storage import Storage, Store
+from rmpi.mapreduce.sweeping import rare_sweeps
 from rmpi.mapreduce.tasks import Doing, Job, Order, mapped, merge_in, reduced
 from rmpi.places.parcels import pack_value
 
@@ -140,13 +141,14 @@ class MapReduce:
         output = optional_function_of(outputer, "outputer")
         _positive(retries, "retries")
         items = [*inputs]
-        if farm is None:
-            pairs = self._run_here(job, items)
-        elif items:
-            pairs = self._run(farm, job, items, retries, speculative, progress)
-        else:
-            pairs = []
-        sort_pairs(pairs, job.sort_key)
+        with rare_sweeps():
+            if farm is None:
+                pairs = self._run_here(job, items)
+            elif items:
+                pairs = self._run(farm, job, items, retries, speculative, progress)
+            else:
+                pairs = []
+            sort_pairs(pairs, job.sort_key)
         returned = None if output is None else output(pairs)
         return pairs if returned is None else returned
 

@@ -28,6 +28,7 @@ from rmpi.mapreduce.hashing import Partition, chosen_partitions, partitions_of
 from rmpi.mapreduce.ordering import SortKey
 from rmpi.mapreduce.runs import Runs
 from rmpi.mapreduce.storage import Storage
+from rmpi.mapreduce.sweeping import rare_sweeps
 from rmpi.places.parcels import open_value
 from rmpi.places.reporter import shortened as shortened_text
 
@@ -115,8 +116,9 @@ def run_map(order: Order, inputs: Sequence[Any]) -> Written | Failed:
     try:
         job = _opened(order.job)
         sink = _Partitioned(job, file)
-        for chunk in mapped(job, inputs, doing):
-            sink.write(chunk)
+        with rare_sweeps():
+            for chunk in mapped(job, inputs, doing):
+                sink.write(chunk)
         file.close()  # here, because that may fail too
         return Written(tuple(Segment(path, shelf, tuple(pieces)) for pieces in sink.pieces))
     except Exception as error:
@@ -201,26 +203,34 @@ def run_reduce(order: Order, partition: int, segments: Sequence[Segment]) -> Wri
     file = ChunkFile(make)
     try:
         job = _opened(order.job)
-        groups = Groups(job.combiner, job.memory)
-        runs = Runs(str(Path(path).parent), job.sort_key, job.memory)
-        try:
-            for segment in segments:
-                for chunk in chunks_of(segment):
-                    merge_in(chunk, groups, runs)
-            results = reduced(job, groups, runs, doing)
-            pieces = [
-                file.append(Chunk([key for key, _ in pairs], [value for _, value in pairs], False)) for pairs in results
-            ]
-        finally:
-            runs.close()
+        with rare_sweeps():
+            pieces = _reduced_to(file, job, segments, str(Path(path).parent), doing)
         file.close()
-        return Written((Segment(path, shelf, tuple(pieces)),))
+        return Written((Segment(path, shelf, pieces),))
     except SegmentLost as lost:
         return Missing(lost.segment.path, lost.shelf)
     except Exception as error:
         return doing.failed(error)
     finally:
         file.close()
+
+
+def _reduced_to(
+    file: ChunkFile, job: Job, segments: Sequence[Segment], directory: str, doing: Doing
+) -> tuple[Piece, ...]:
+    """Where in ``file`` the results are."""
+    groups = Groups(job.combiner, job.memory)
+    runs = Runs(directory, job.sort_key, job.memory)
+    try:
+        for segment in segments:
+            for chunk in chunks_of(segment):
+                merge_in(chunk, groups, runs)
+        results = reduced(job, groups, runs, doing)
+        return tuple(
+            file.append(Chunk([key for key, _ in pairs], [value for _, value in pairs], False)) for pairs in results
+        )
+    finally:
+        runs.close()
 
 
 def merge_in(chunk: Chunk, groups: Groups, runs: Runs) -> None:
