@@ -6,8 +6,8 @@ needs to know which machines share a file system.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from rmpi import places, rpc
 from rmpi.errors import NameNotFound, PeerLost, RemoteError
@@ -37,13 +37,17 @@ def chunks_of(segment: Segment) -> Iterator[Chunk]:
     """
     if not segment.pieces:
         return
-    if not segment.shelf or os.path.exists(segment.path):  # noqa: PTH110
+    if not segment.shelf or _is_here(segment.path):
         try:
             yield from map(unpack, read_pieces(segment.path, segment.pieces))
         except (FileNotFoundError, EOFError) as error:
             raise SegmentLost(segment, "") from error
         return
     yield from _from_shelf(segment)
+
+
+def _is_here(path: str) -> bool:
+    return Path(path).exists()
 
 
 def _from_shelf(segment: Segment) -> Iterator[Chunk]:

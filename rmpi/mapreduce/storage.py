@@ -80,17 +80,28 @@ class Store:
         return path
 
     def end_job(self, name: str) -> None:
-        """Remove it. Tasks that still run there fail when they make another file."""
-        shutil.rmtree(self.path / name, ignore_errors=True)
+        """Remove it. Tasks that still run fail when they make a file there."""
+        ended = self.path / f"{name}-ended"
+        try:
+            (self.path / name).rename(ended)  # else one could appear while it is being removed
+        except FileNotFoundError:
+            return
+        shutil.rmtree(ended, ignore_errors=True)
 
     def close(self) -> None:
         """Remove everything."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        self._remove()
         self._lock.close()
         try:
             self.path.parent.rmdir()
         except OSError:
             pass  # of others; or it is gone already
+
+    def _remove(self) -> None:
+        for path in self.path.glob("*"):
+            if path.name != _LOCK:
+                self.end_job(path.name)
+        shutil.rmtree(self.path, ignore_errors=True)
 
 
 def _check_owner(path: Path) -> None:

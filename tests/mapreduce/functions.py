@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import resource
+import time
 from collections import Counter
 
 
@@ -63,3 +65,62 @@ def numbered(number):
     """A thousand pairs, of keys that others have too."""
     for index in range(1000):
         yield f"key {(number * 7919 + index * 104729) % 5003}", index
+
+
+class Ending:
+    """`numbered`, in a worker that is killed, or stopped, when it first meets certain inputs.
+
+    Args:
+        marks: A directory in which is noted what has happened.
+    """
+
+    def __init__(self, marks, inputs, how):
+        self.marks = marks
+        self.inputs = inputs
+        self.how = how
+
+    def end_once(self, item):
+        if item in self.inputs:
+            try:
+                (self.marks / f"met {item}").touch(exist_ok=False)
+            except FileExistsError:
+                return
+            os.kill(os.getpid(), self.how)
+
+    def map(self, number):
+        for index, pair in enumerate(numbered(number)):
+            if index == 500:
+                self.end_once(number)
+            yield pair
+
+    def reduce(self, key, values):
+        self.end_once(key)
+        yield key, sum(values)
+
+
+def many(number):
+    """Fifty thousand pairs of different keys; and how much memory this process has had."""
+    for index in range(50_000):
+        yield f"key {number} {index}", index
+    yield None, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def largest_of_none(key, values):
+    """The memory that mappers have told of, and that of this process, once the keys are gone through."""
+    if key is None:
+        yield "mapper", max(values)
+    elif key.endswith(" 49999"):
+        yield "reducer", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    yield from ((key, value) for value in values if key is not None and key.endswith("000"))
+
+
+def memory_of_worker(_item):
+    yield "worker", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def told_half(number):
+    """`numbered`, a little slower, and it says when it is at the thirtieth."""
+    if number == 30:
+        print("half", flush=True)
+    time.sleep(0.05)
+    return [*numbered(number)]
