@@ -22,16 +22,18 @@ check: $(BIN)/rmpi-run        ## lint and types
 	$(BIN)/mypy
 
 soak: $(BIN)/rmpi-run         ## the concurrent tests, fifty times; an hour and more
-	for i in $$(seq 50); do $(BIN)/python -m pytest -q -x tests/transport tests/comm tests/launcher tests/places tests/rpc || exit 1; done
+	for i in $$(seq 50); do $(BIN)/python -m pytest -q -x tests/transport tests/comm tests/launcher tests/places tests/rpc tests/taskfarm tests/mapreduce || exit 1; done
 
 huge: $(BIN)/rmpi-run        ## messages of 2 GiB and more; minutes, and 13 GiB of memory
 	RMPI_HUGE=1 $(BIN)/python -m pytest -q tests/comm/test_huge.py
 
-bench: $(BIN)/rmpi-run        ## against MPICH and Open MPI; each link; k-means; calls; on an idle machine, a quarter of an hour
+bench: $(BIN)/rmpi-run        ## against MPICH and Open MPI; each link; k-means; calls; tasks; word count; on an idle machine, half an hour
 	$(BIN)/python benchmarks/compare.py
 	$(BIN)/python benchmarks/links.py --anyway       # what load there is now is our own
 	$(BIN)/python benchmarks/kmeans_scaling.py --anyway
 	$(BIN)/python benchmarks/rpc.py --anyway
+	$(BIN)/python benchmarks/taskfarm.py --anyway
+	$(BIN)/python benchmarks/mapreduce.py --anyway
 
 predict: $(BIN)/rmpi-run      ## what collectives would cost on up to 65,536 ranks; on an idle machine, five minutes
 	$(BIN)/python benchmarks/predict.py

@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from rmpi.deadline import Deadline, now
-from rmpi.errors import DeadlineExceeded, RmpiError
+from rmpi.errors import ChannelClosed, DeadlineExceeded, RmpiError
 from rmpi.taskfarm.errors import BrokenFarm
 from rmpi.taskfarm.farm import Farm
 from rmpi.taskfarm.working import work
@@ -133,6 +133,8 @@ class Crew:
                     return
                 try:
                     self._start()
+                except ChannelClosed:  # the program ends
+                    return
                 except RmpiError as error:
                     _LOG.warning("a worker on %s cannot be started: %s", self._node.label, error)
                     pause = min(LONGEST_PAUSE, 0.1 * 2**trial)
