@@ -85,7 +85,7 @@ class Executor(StandardExecutor):
             max_tasks_per_worker=max_tasks_per_child,
         )
         self._chunksize = None if max_tasks_per_child is None else 1
-        self._max_workers = len(self._master.workers)  # where other libraries look how many there are
+        self._max_workers = self._master.greeted  # where other libraries look how many there are
         self._keeper = _Keeper(self._master)
         self._shut_down = False
         weakref.finalize(self, self._keeper.end).atexit = False

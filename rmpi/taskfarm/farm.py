@@ -129,6 +129,12 @@ class Farm:
         with self._lock:
             return [link.worker for link in self._links if link.worker is not None]
 
+    @property
+    def greeted(self) -> int:
+        """How many there are, or will be when they have answered."""
+        with self._lock:
+            return len(self._links)
+
     def wait_for_workers(self, count: int, timeout: float | None) -> bool:
         """Wait until there are so many. False: time ran out, or there never will be."""
 

@@ -351,6 +351,11 @@ class Master:
         """The nodes on which it has started workers."""
         return [*self._nodes]
 
+    @property
+    def greeted(self) -> int:
+        """How many workers there are, or will be when they have answered."""
+        return self._farm.greeted
+
     def wait_for_workers(self, count: int, timeout: float | None = None) -> bool:
         """Wait until there are so many. False: there were not after ``timeout`` seconds."""
         return self._farm.wait_for_workers(count, timeout)

@@ -369,13 +369,15 @@ class Working:
     def _watch(self) -> None:
         """While tasks run, look whether one takes long."""
         pause = AHEAD
+        told = 0.0  # of which the masters know that it takes long: when it began
         while not self._over:
             self._busy.wait()
             time.sleep(pause)
             began = self._began
             if began and perf_counter() - began >= AHEAD:
-                self._relieve(first=pause == AHEAD)
-                pause = min(DROWSY, 2 * pause)
+                pause = min(DROWSY, 2 * pause) if began == told else AHEAD
+                self._relieve(first=began != told)
+                told = began
             else:
                 pause = AHEAD
 
