@@ -587,7 +587,7 @@ SUBMITS_AND_FORGETS = """if True:
     first, second = Executor(1), Executor(1)
     first.submit(wait_at, {gate!r})
     first.submit(append, {path!r}, "first\\n")
-    second.submit(wait_at, {gate!r})
+    second.submit(wait_at, {other!r})
     second.submit(append, {path!r}, "second\\n")
     second.shutdown(wait=False)
     print("end of the script", flush=True)
@@ -597,15 +597,15 @@ SUBMITS_AND_FORGETS = """if True:
 def test_the_interpreter_does_what_was_submitted_before_it_exits(gate, tmp_path):
     """ExecutorShutdownTest: test_interpreter_shutdown, test_submit_after_interpreter_shutdown, test_hang_gh83386."""
     path = tmp_path / "lines"
-    held = gate()
-    script = SUBMITS_AND_FORGETS.format(here=str(Path(errands.__file__).parent), gate=held, path=str(path))
+    held = gate(), gate()
+    here = str(Path(errands.__file__).parent)
+    script = SUBMITS_AND_FORGETS.format(here=here, gate=held[0], other=held[1], path=str(path))
     command = [sys.executable, "-c", script]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "end of the script\n"
         assert not path.exists()
-        one, other = (os.open(held, os.O_WRONLY) for _ in range(2))
-        os.close(one)
-        os.close(other)
+        for each in held:
+            os.close(os.open(each, os.O_WRONLY))  # waits for whoever waits there
         out, err = process.communicate(timeout=LONG)
     assert (err, process.returncode) == ("", 0)
     assert sorted(path.read_text().split()) == ["first", "second"]
