@@ -265,6 +265,10 @@ class Farm:
             links = [*self._links]
             receptions = [*self._receptions.values()]
             jobs = [*self._scheduler.clear(), *self._take_pending()]
+            for worker in self._link_of:
+                worker.alive = False
+            self._links.clear()
+            self._link_of.clear()
             self._changed.notify_all()
         for link in links:
             link.part()

@@ -353,6 +353,13 @@ def test_what_is_behind_a_long_task_is_given_back(master, gate):
     assert master.done(1) == {1: "late"}
 
 
+def test_each_long_task_is_told_of_also_when_one_follows_the_other(master):
+    master.gives((1, CALL, chores.nap, ((0.3,), {})), (2, TALK, chores.wait_for_ever, None))
+    assert [master.hears(BACK), master.done(1), master.hears(BACK)] == [([],), {1: None}, ([],)]
+    master.says(HUSH, 2)
+    master.done(1)
+
+
 def test_what_comes_while_a_long_task_runs_is_given_back(master, gate):
     master.calls(1, at_gate)
     assert master.hears(BACK) == ([],), "so the master knows that this one is stuck"
