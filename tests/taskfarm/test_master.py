@@ -39,7 +39,6 @@ def test_workers_are_other_processes_that_live_on(master):
     pids = {master.submit(chores.pid).result(20) for _ in range(20)}
     assert pids <= {worker.pid for worker in master.workers}
     assert os.getpid() not in pids
-    assert [worker.label for worker in master.workers] == sorted(worker.label for worker in master.workers)
 
 
 def test_many_tasks_have_each_their_own_result(master):
@@ -110,7 +109,7 @@ def test_large_arrays_are_sent_from_where_they_are(master, gate):
 
 
 def test_what_a_task_raises_is_raised_with_its_traceback(master):
-    with pytest.raises(ValueError, match="^no$") as caught:
+    with pytest.raises(ValueError, match=r"^no$") as caught:
         master.submit(chores.fail, "no").result(20)
     assert isinstance(caught.value.__cause__, RemoteError)
     assert "in fail" in str(caught.value.__cause__)
