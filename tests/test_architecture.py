@@ -58,6 +58,10 @@ PURE = (
     "rmpi/comm/placement.py",
     "rmpi/comm/topology.py",
     "rmpi/comm/collectives/*.py",
+    "rmpi/mapreduce/functions.py",
+    "rmpi/mapreduce/hashing.py",
+    "rmpi/mapreduce/ordering.py",
+    "rmpi/mapreduce/schedule.py",
     "rmpi/testing/simulate.py",
     "rmpi/testing/clock.py",
 )

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from rmpi import places, rpc
-from rmpi.errors import PeerLost, RemoteError, UsageError
+from rmpi.errors import PeerLost, RemoteError, RmpiError, UsageError
 from rmpi.mapreduce.functions import function_of, optional_function_of
 from rmpi.mapreduce.groups import Groups
 from rmpi.mapreduce.ordering import sort_pairs
@@ -224,28 +224,29 @@ def _at_least(number: Any, least: int, name: str) -> int:
 
 
 class _Storages:
-    """The stores of all machines."""
+    """The stores of all machines. They are removed by `close`, or else when the program ends in an ordinary way."""
 
     def __init__(self, farm: Farm, parent: str | None) -> None:
         self._store: Store | None = None
-        self._shelves: list[tuple[Node, str, Shelf]] = []
+        self._shelves: list[Shelf] = []
         self._directories: list[tuple[Node, str, str]] = []
         nodes: list[Node] = getattr(farm, "nodes", [])
         if all(node == places.here() for node in nodes):
             self._store = Store(parent)
-            self._finalizer = weakref.finalize(self, self._store.close)
+            self.close: Callable[[], Any] = weakref.finalize(self, self._store.close)
             return
+        self.close = weakref.finalize(self, _clear, self._shelves)
         for node in nodes:
             name = f"shelf-{uuid.uuid4().hex}"
             shelf = Shelf.at(node, parent, name, name=name, restart=True)
-            self._shelves.append((node, name, shelf))
+            self._shelves.append(shelf)
             self._directories.append((node, name, shelf.directory()))
 
     def begin_job(self, name: str) -> Storage:
         if self._store is not None:
             self._store.job(name)
             return Storage(str(self._store.path))
-        for _, _, shelf in self._shelves:
+        for shelf in self._shelves:
             with suppress(PeerLost):
                 shelf.begin_job(name)
         return Storage("", tuple(self._directories))
@@ -253,17 +254,16 @@ class _Storages:
     def end_job(self, name: str) -> None:
         if self._store is not None:
             self._store.end_job(name)
-        for _, _, shelf in self._shelves:
+        for shelf in self._shelves:
             with suppress(PeerLost, RemoteError):
                 shelf.end_job(name)
 
-    def close(self) -> None:
-        if self._store is not None:
-            self._finalizer()
-        for _, _, shelf in self._shelves:
-            with suppress(PeerLost, RemoteError):
-                shelf.clear()
-                rpc.stop(shelf)
+
+def _clear(shelves: list[Shelf]) -> None:
+    for shelf in shelves:
+        with suppress(RmpiError):  # the machine may be gone
+            shelf.clear()
+            rpc.stop(shelf)
 
 
 def make_workers(config: int | str | Sequence[str] | None = None, **options: Any) -> MapReduce:

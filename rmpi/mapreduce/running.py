@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
+import traceback
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from typing import Any, Protocol
 
-from rmpi.errors import RmpiError
+from rmpi.errors import PeerLost
 from rmpi.mapreduce.errors import Failed, MapReduceError, Stage, shortened
 from rmpi.mapreduce.fetching import SegmentLost, chunks_of
 from rmpi.mapreduce.progress import Progress, State
@@ -101,9 +102,7 @@ class Running:
     def _settle(self, attempt: Attempt, future: Future[Outcome]) -> None:
         error = future.exception()
         if error is not None:
-            if not isinstance(error, (RmpiError, OSError)):
-                raise error
-            self._fail(attempt, Failed("", type(error).__name__, str(error), ""))
+            self._fail(attempt, _failure(error))
             return
         match future.result():
             case Failed() as failed:
@@ -161,3 +160,16 @@ class Running:
             self._schedule.done("reduce"),
             self._reduces,
         )
+
+
+def _failure(error: BaseException) -> Failed:
+    """What a task has met with before it could catch it.
+
+    Raises:
+        BrokenExecutor: There are no workers, and there will be none.
+    """
+    is_lost = isinstance(error, PeerLost)
+    if isinstance(error, BrokenExecutor) and not is_lost:
+        raise error
+    text = "" if is_lost else "".join(traceback.format_exception(error))
+    return Failed("", type(error).__name__, str(error), text)

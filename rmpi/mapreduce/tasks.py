@@ -121,7 +121,7 @@ def run_map(order: Order, inputs: Sequence[Any]) -> Written | Failed:
                 sink.write(chunk)
         file.close()  # here, because that may fail too
         return Written(tuple(Segment(path, shelf, tuple(pieces)) for pieces in sink.pieces))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return doing.failed(error)
     finally:
         file.close()
@@ -209,7 +209,7 @@ def run_reduce(order: Order, partition: int, segments: Sequence[Segment]) -> Wri
         return Written((Segment(path, shelf, pieces),))
     except SegmentLost as lost:
         return Missing(lost.segment.path, lost.shelf)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return doing.failed(error)
     finally:
         file.close()
@@ -278,7 +278,7 @@ class Doing:
         self._say = say
         self.what: Any = _NOTHING
 
-    def failed(self, error: Exception) -> Failed:
+    def failed(self, error: BaseException) -> Failed:
         """What there is to be told of ``error``."""
         kind = type(error)
         name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import sys
 import time
 from collections import Counter
 
@@ -46,6 +47,15 @@ def upset_by_key(key, _values):
     yield key, 1
 
 
+class Sealed:
+    def __reduce__(self):
+        return broken, ()
+
+
+def broken():
+    raise RuntimeError("no way to make it again")
+
+
 class Unpicklable(Exception):
     def __init__(self, one, two):
         super().__init__("text")
@@ -54,6 +64,10 @@ class Unpicklable(Exception):
 
 def raises_what_cannot_travel(_item):
     raise Unpicklable(1, 2)
+
+
+def exits(_item):
+    sys.exit("enough")
 
 
 def own_end(item):

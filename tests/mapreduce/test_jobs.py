@@ -251,6 +251,22 @@ def test_exceptions_that_cannot_travel_are_told_as_text(two_workers):
     assert caught.value.type_name == "functions.Unpicklable"
 
 
+def test_a_mapper_that_wants_to_exit_has_failed(two_workers):
+    with pytest.raises(MapReduceError, match="SystemExit: enough"):
+        two_workers.map_reduce([1], functions.exits, add_up)
+
+
+def test_inputs_that_workers_cannot_open_fail_the_job(two_workers):
+    with pytest.raises(MapReduceError, match="no way to make it again") as caught:
+        two_workers.map_reduce([functions.Sealed()], itself, add_up)
+    assert caught.value.where.startswith("input <functions.Sealed object")
+
+
+def test_inputs_that_cannot_travel_say_so(two_workers):
+    with pytest.raises(UsageError, match="cannot be pickled"):
+        two_workers.map_reduce([iter("a"), (each for each in "a")], itself, add_up)
+
+
 def test_long_inputs_are_shortened(two_workers):
     with pytest.raises(MapReduceError) as caught:
         two_workers.map_reduce(["bad" * 10_000], lambda item: [(item, item[10**9])], add_up)
