@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -164,6 +165,7 @@ class MapReduce:
         packed = pack_value(job, "the functions of the job")
         if self._storages is None:
             self._storages = _Storages(farm, self._directory)
+        self._storages.check(farm)
         name = uuid.uuid4().hex
         storage = self._storages.begin_job(name)
         batches = batched(items, TASKS_PER_WORKER * self._workers)
@@ -241,6 +243,18 @@ class _Storages:
             shelf = Shelf.at(node, parent, name, name=name, restart=True)
             self._shelves.append(shelf)
             self._directories.append((node, name, shelf.directory()))
+
+    def check(self, farm: Farm) -> None:
+        """Raise `UsageError` if there are workers on machines that have no store."""
+        if self._store is None:
+            return  # tasks will say so
+        ours = socket.gethostname()
+        others = sorted({host for worker in farm.workers if (host := getattr(worker, "host", ours)) != ours})
+        if others:
+            raise UsageError(
+                f"there are workers on {', '.join(others)} that the master has not started: what they write cannot be "
+                "fetched. Give MapReduce the machines as hosts="
+            )
 
     def begin_job(self, name: str) -> Storage:
         if self._store is not None:

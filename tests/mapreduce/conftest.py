@@ -46,7 +46,7 @@ def threads() -> Iterator[Threads]:
         yield farm
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Files of jobs are in a directory of the test, and gone in the end."""
     directory = tmp_path / "files"

@@ -86,20 +86,20 @@ class Ending:
 
     Args:
         marks: A directory in which is noted what has happened.
+        signals: For these inputs.
     """
 
-    def __init__(self, marks, inputs, how):
+    def __init__(self, marks, signals):
         self.marks = marks
-        self.inputs = inputs
-        self.how = how
+        self.signals = signals
 
     def end_once(self, item):
-        if item in self.inputs:
+        if item in self.signals:
             try:
                 (self.marks / f"met {item}").touch(exist_ok=False)
             except FileExistsError:
                 return
-            os.kill(os.getpid(), self.how)
+            os.kill(os.getpid(), self.signals[item])
 
     def map(self, number):
         for index, pair in enumerate(numbered(number)):

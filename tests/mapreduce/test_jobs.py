@@ -6,8 +6,10 @@ import datetime
 import enum
 import os
 import random
+import socket
 from collections import Counter, defaultdict
 from fractions import Fraction
+from types import SimpleNamespace
 
 import functions
 import numpy as np
@@ -17,6 +19,8 @@ from functions import add_up, counted, itself, keep, nothing, numbered, words
 from rmpi.errors import UsageError
 from rmpi.mapreduce import MapReduce, MapReduceError, make_workers, map_reduce, text_splits
 from rmpi.mapreduce.jobs import batched
+
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 TEXTS = ["the cat and the dog", "", "a dog and a cat and a bird", "the end"]
 COUNTS = sorted(Counter(" ".join(TEXTS).split()).items())
@@ -197,6 +201,12 @@ def test_arguments_are_looked_at_before_anything_starts(mr, changed, why):
 def test_a_master_and_hosts_are_too_many(threads):
     with pytest.raises(UsageError, match="not both"):
         MapReduce(threads, hosts=["n1"])
+
+
+def test_workers_from_elsewhere_cannot_take_part(threads):
+    threads.workers = [SimpleNamespace(host="n7"), SimpleNamespace(host=socket.gethostname())]
+    with MapReduce(threads) as mr, pytest.raises(UsageError, match="workers on n7 that the master has not started"):
+        mr.map_reduce([1], itself, keep)
 
 
 WRONG = {

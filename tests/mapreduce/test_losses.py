@@ -13,6 +13,8 @@ from rmpi.mapreduce import MapReduce, MapReduceError
 from rmpi.mapreduce import schedule as schedule_module
 from rmpi.mapreduce.tasks import Failed, Missing, Written, run_map, run_reduce
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
+
 TEXTS = [f"{number % 7} {number % 5} all" for number in range(40)]
 COUNTS = sorted(Counter(" ".join(TEXTS).split()).items())
 

@@ -6,7 +6,7 @@ import random
 from collections import defaultdict
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmpi.mapreduce import runs as runs_module
@@ -50,6 +50,7 @@ KEYS = st.one_of(st.integers(-3, 3), st.sampled_from(["a", "b", b"a", None, 1.5,
 PAIRS = st.lists(st.tuples(KEYS, st.integers()), max_size=12)
 
 
+@settings(max_examples=40)
 @given(st.lists(PAIRS, max_size=7), PAIRS, st.integers(1, 4))
 def test_runs_give_all_keys_in_order_and_all_values_in_theirs(parts, rest, fan_in):
     with pytest.MonkeyPatch.context() as patch:

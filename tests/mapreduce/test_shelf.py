@@ -14,6 +14,8 @@ from rmpi.mapreduce.chunks import Chunk, ChunkFile, Segment
 from rmpi.mapreduce.fetching import SegmentLost, chunks_of
 from rmpi.mapreduce.shelf import Shelf
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
+
 CHUNK = Chunk(["a", "b"], [1, 2], False)
 
 

@@ -55,9 +55,9 @@ def test_what_a_killed_owner_has_left_is_removed_by_the_next(killed):
 
 
 def test_what_has_an_owner_stays(tmp_path):
-    first = Store(str(tmp_path / "files"))
+    first = Store(str(tmp_path))
     first.job("job")
-    second = Store(str(tmp_path / "files"))
+    second = Store(str(tmp_path))
     assert (first.path / "job").is_dir()
     first.close()
     assert second.path.is_dir()
