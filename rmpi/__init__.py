@@ -16,8 +16,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rmpi import mapreduce as mapreduce
     from rmpi import places as places
     from rmpi import rpc as rpc
+    from rmpi import taskfarm as taskfarm
     from rmpi.comm.bootstrap import init as init
     from rmpi.comm.cart import Cart as Cart
     from rmpi.comm.communicator import Comm as Comm
@@ -101,7 +103,7 @@ _HOMES = {
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
-_PACKAGES = ("places", "rpc")
+_PACKAGES = ("mapreduce", "places", "rpc", "taskfarm")
 
 __all__ = [*_HOME_OF, *_PACKAGES]
 
