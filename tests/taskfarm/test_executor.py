@@ -602,7 +602,8 @@ def test_the_interpreter_does_what_was_submitted_before_it_exits(gate, tmp_path)
     script = SUBMITS_AND_FORGETS.format(here=here, gate=held[0], other=held[1], path=str(path))
     command = [sys.executable, "-c", script]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "end of the script\n"
+        line = process.stdout.readline()
+        assert line == "end of the script\n", process.stderr.read()
         assert not path.exists()
         for each in held:
             os.close(os.open(each, os.O_WRONLY))  # waits for whoever waits there
