@@ -13,6 +13,7 @@ from __future__ import annotations
 import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -122,9 +123,15 @@ def run_map(order: Order, inputs: Sequence[Any]) -> Written | Failed:
         file.close()  # here, because that may fail too
         return Written(tuple(Segment(path, shelf, tuple(pieces)) for pieces in sink.pieces))
     except (Exception, SystemExit) as error:
+        _discard(file, path)
         return doing.failed(error)
-    finally:
+
+
+def _discard(file: ChunkFile, path: str) -> None:
+    """Give back the room of an attempt that failed: perhaps there was too little."""
+    with suppress(OSError):
         file.close()
+    Path(path).unlink(missing_ok=True)
 
 
 def mapped(job: Job, inputs: Sequence[Any], doing: Doing) -> Iterator[Chunk]:
@@ -208,11 +215,11 @@ def run_reduce(order: Order, partition: int, segments: Sequence[Segment]) -> Wri
         file.close()
         return Written((Segment(path, shelf, pieces),))
     except SegmentLost as lost:
+        _discard(file, path)
         return Missing(lost.segment.path, lost.shelf)
     except (Exception, SystemExit) as error:
+        _discard(file, path)
         return doing.failed(error)
-    finally:
-        file.close()
 
 
 def _reduced_to(

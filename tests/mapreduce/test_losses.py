@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from functions import add_up, itself, keep, words
@@ -11,7 +13,7 @@ from functions import add_up, itself, keep, words
 from rmpi.errors import PeerLost
 from rmpi.mapreduce import MapReduce, MapReduceError
 from rmpi.mapreduce import schedule as schedule_module
-from rmpi.mapreduce.tasks import Failed, Missing, Written, run_map, run_reduce
+from rmpi.mapreduce.tasks import Failed, Written, run_map, run_reduce
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
@@ -85,8 +87,7 @@ def test_files_that_are_cut_short_are_written_again(threads):
 
     def shorten(function, result):
         if function is run_map and shortening:
-            with open(first_path(result), "r+b") as file:  # noqa: PTH123
-                file.truncate(3)
+            os.truncate(first_path(result), 3)
         return result
 
     threads.after = shorten
@@ -94,18 +95,28 @@ def test_files_that_are_cut_short_are_written_again(threads):
         assert mr.map_reduce(TEXTS, words, add_up, retries=1) == COUNTS
 
 
-def test_files_that_vanish_for_ever_are_the_end(threads):
-    def miss(function, result):
-        return Missing(first_path(result), "") if function is run_reduce and isinstance(result, Written) else result
+def test_attempts_that_failed_give_back_their_room(threads, nothing_is_left):
+    """Each writes what does not fit into memory, and then fails; the last one sees no other's file."""
+    seen = []
 
+    def mapper(_item):
+        yield from ((number, number) for number in range(3000))
+        seen.append(len([*nothing_is_left.rglob("map-*")]))
+        raise OSError("no room on the disk")
+
+    with MapReduce(threads) as mr, pytest.raises(MapReduceError, match="no room on the disk"):
+        mr.map_reduce([1], by_value(mapper), keep, memory=1 << 16)
+    assert seen == [1, 1, 1]
+
+
+def test_files_that_vanish_for_ever_are_the_end(threads):
     def vanish(function, result):
         if function is run_map:
             for segment in result.segments:
-                __import__("pathlib").Path(segment.path).unlink(missing_ok=True)
+                Path(segment.path).unlink(missing_ok=True)
         return result
 
     threads.after = vanish
-    del miss
     with MapReduce(threads) as mr, pytest.raises(MapReduceError, match="was lost 10 times, at last /"):
         mr.map_reduce(["a"], words, add_up, partitions=1)
 
