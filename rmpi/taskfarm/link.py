@@ -8,7 +8,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from rmpi.errors import ChannelClosed, PeerLost, RmpiError, UsageError
-from rmpi.taskfarm.working import ABANDON, BYE, DROP, HELLO, HUSH, SAY, TASKS, remember
+from rmpi.taskfarm.remembering import Remembered
+from rmpi.taskfarm.working import ABANDON, BYE, DROP, HELLO, HUSH, SAY, TASKS
 
 if TYPE_CHECKING:
     from rmpi.places.channel import Channel
@@ -46,7 +47,7 @@ class Link:
         self.pending: dict[int, Assignment] = {}
         self.late: dict[int, Assignment] = {}
         self.gone = False
-        self._functions: dict[bytes, None] = {}
+        self._functions: Remembered[None] = Remembered()
         self._values: set[int] = set()
         self._sending = threading.Lock()
 
@@ -74,8 +75,8 @@ class Link:
                 if packed.handles:
                     values.update({each.number: each.packed[:2] for each in packed.handles if not self._has(each)})
                 key = job.function.key
-                if key not in self._functions:
-                    remember(self._functions, key, None)
+                if key not in self._functions and key not in functions:
+                    self._functions.add(key, None, len(job.function.data))
                     functions[key] = job.function.data
                 tasks.append((job.number, job.way, key, packed.data, packed.buffers))
             self._values.update(values)

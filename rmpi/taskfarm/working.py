@@ -33,6 +33,7 @@ from rmpi.places.parcels import failure, frames_below, open_value
 from rmpi.taskfarm.dialogue import Dialogue, Inbox
 from rmpi.taskfarm.handles import forget_values, keep_value
 from rmpi.taskfarm.packing import Buffers, Packed, pack, unpack
+from rmpi.taskfarm.remembering import Remembered
 from rmpi.taskfarm.scheduler import AHEAD
 
 if TYPE_CHECKING:
@@ -89,9 +90,6 @@ GATHER = 0.001
 DROWSY = 0.1
 """Seconds between two looks at a task that takes long."""
 
-FUNCTIONS = 1000
-"""Functions of a master that are kept. Both sides forget the one that was sent first, so both know which are here."""
-
 FAREWELL = 1.0
 """Seconds for what an abandoned worker has still to say."""
 
@@ -100,13 +98,6 @@ ABANDONED = 1
 
 Answer = tuple[int, bool, bytes, "Buffers | None", float]
 Task = tuple[int, int, bytes, bytes, "Buffers | None"]
-
-
-def remember(functions: dict[bytes, Any], key: bytes, function: Any) -> None:
-    """One function more, and perhaps the oldest one less. Both sides do this in the same order."""
-    functions[key] = function
-    if len(functions) > FUNCTIONS:
-        del functions[next(iter(functions))]
 
 
 class _Function:
@@ -121,6 +112,7 @@ class _Function:
     def get(self) -> Callable[..., Any]:
         if self._call is None:
             self._call = open_value(self._data)
+            self._data = b""
         return self._call
 
 
@@ -130,7 +122,7 @@ class _Session:
     def __init__(self, link: int, address: Outlet) -> None:
         self.link = link
         self.address = address
-        self.functions: dict[bytes, _Function] = {}
+        self.functions: Remembered[_Function] = Remembered()
         self.values: set[int] = set()  # numbers of those that were scattered
         self.talks: dict[int, Inbox] = {}  # of dialogues that have come, by the number of the task
         self.answers: deque[Answer] = deque()  # filled by the main thread, emptied by either
@@ -270,12 +262,10 @@ class Working:
         session.values.update(values)
         session.talks.update({task[0]: Inbox() for task in tasks if task[1] == TALK})
         known = session.functions
-        if functions:
-            fresh = {key: _Function(data) for key, data in functions.items()}
-            known = known | fresh  # before the oldest are forgotten, which some of these tasks may need
-            for key, function in fresh.items():
-                remember(session.functions, key, function)
-        self._queue.extend([(session, task, known[task[2]]) for task in tasks])
+        fresh = {key: _Function(data) for key, data in functions.items()}
+        self._queue.extend([(session, task, fresh.get(task[2]) or known[task[2]]) for task in tasks])
+        for key, function in fresh.items():  # at last: what is forgotten for them, these tasks may need
+            known.add(key, function, len(functions[key]))
 
     def _part(self, session: _Session | None) -> None:
         if session is not None:

@@ -11,7 +11,7 @@ from rmpi.deadline import Deadline
 from rmpi.errors import ChannelClosed, DeadlineExceeded, PeerExited, PeerLost, RemoteError
 from rmpi.places.channel import Message
 from rmpi.places.parcels import pack_value
-from rmpi.taskfarm import working
+from rmpi.taskfarm import remembering, working
 from rmpi.taskfarm.errors import NotPicklable
 from rmpi.taskfarm.packing import pack, pack_function, unpack
 from rmpi.taskfarm.tasks import opened_failure
@@ -211,7 +211,7 @@ def test_a_function_is_sent_once(master):
 
 
 def test_functions_that_one_message_pushes_out_are_still_there_for_its_tasks(master, monkeypatch):
-    monkeypatch.setattr(working, "FUNCTIONS", 2)
+    monkeypatch.setattr(remembering, "MOST", 2)
     master.calls(1, chores.square, 3)
     master.gives(
         (2, CALL, chores.square, ((4,), {})),
