@@ -722,10 +722,7 @@ SCRIPT = """
 """
 
 
-@pytest.mark.parametrize(
-    "waits",
-    ["tasks[0].result()", "pass", "list(master.map(time.sleep, [60] * 4))", "[master.get_worker() for _ in 'ab']"],
-)
+@pytest.mark.parametrize("waits", ["tasks[0].result()", "pass", "list(master.map(time.sleep, [60] * 4))"])
 def test_ctrl_c_ends_program_and_workers(tmp_path, waits):
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(SCRIPT).format(waits=waits))
