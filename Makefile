@@ -23,6 +23,7 @@ check: $(BIN)/rmpi-run        ## lint and types
 
 soak: $(BIN)/rmpi-run         ## the concurrent tests, fifty times; an hour and more
 	for i in $$(seq 50); do $(BIN)/python -m pytest -q -x tests/transport tests/comm tests/launcher tests/places tests/rpc tests/taskfarm tests/mapreduce || exit 1; done
+	$(BIN)/python tests/taskfarm/farm_soak.py 600
 
 huge: $(BIN)/rmpi-run        ## messages of 2 GiB and more; minutes, and 13 GiB of memory
 	RMPI_HUGE=1 $(BIN)/python -m pytest -q tests/comm/test_huge.py

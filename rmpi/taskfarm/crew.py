@@ -136,6 +136,8 @@ class Crew:
                 except ChannelClosed:  # the program ends
                     return
                 except RmpiError as error:
+                    if self._ended.is_set():
+                        return
                     _LOG.warning("a worker on %s cannot be started: %s", self._node.label, error)
                     pause = min(LONGEST_PAUSE, 0.1 * 2**trial)
                 else:

@@ -195,7 +195,8 @@ class Master:
 
         Returns:
             An iterator of the results. It raises what ``function`` has raised, instead of its result, and is then at
-            its end: what is not begun is not done any more. So it is when it is closed or dropped.
+            its end: what is not begun is not done any more. So it is when it is closed or dropped after its first
+            result was asked for; of a map whose results nobody takes, all is done.
 
         Raises:
             As for `submit`.
