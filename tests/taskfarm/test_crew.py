@@ -60,6 +60,7 @@ def test_a_worker_that_is_stopped_and_has_nothing_to_do_is_left_alone(monkeypatc
             assert list(master.map(chores.nap, [0.02] * 20, range(20))) == list(range(20))
             assert idle.alive
             os.kill(idle.pid, signal.SIGCONT)
+            until(lambda: all(place.stopped is None for place in master.nodes[0].status().places))
             assert master.with_options(worker=idle).submit(chores.pid).result(20) == idle.pid
 
 
