@@ -70,6 +70,7 @@ class Crew:
         self._terms = terms
         self._lock = threading.Lock()
         self._places: dict[Link, tuple[Place, float, int]] = {}  # since when, and which
+        self._stopped: dict[Link, float] = {}  # since when they were seen so, with tasks
         self._quick = 0  # deaths in a row after a short life
         self._unready = 0  # deaths in a row of workers that were not ready yet
         self._ended = threading.Event()
@@ -151,20 +152,20 @@ class Crew:
         while not self._ended.wait(LOOK):
             with self._lock:
                 busy = {link.worker.pid: link for link in self._places if link.pending and link.worker is not None}
-            if busy:
-                self._look_at(busy)
+            stopped = self._stopped_of(busy) if busy else []
+            self._stopped = {link: self._stopped.get(link, now()) for link in stopped}
+            for link, since in self._stopped.items():
+                if now() - since >= PATIENCE and link.end is not None:
+                    _LOG.warning("%s was stopped for %g s, and is killed: others do its tasks", link.label, PATIENCE)
+                    with suppress(RmpiError):
+                        link.end()
 
-    def _look_at(self, busy: dict[int, Link]) -> None:
+    def _stopped_of(self, busy: dict[int, Link]) -> list[Link]:
         try:
             places = self._node.status().places
         except RmpiError:  # the node is lost, or about to be
-            return
-        for place in places:
-            link = busy.get(place.pid)
-            if link is not None and link.end is not None and place.stopped is not None and place.stopped >= PATIENCE:
-                _LOG.warning("%s was stopped for %g s, and is killed: others do its tasks", link.label, PATIENCE)
-                with suppress(RmpiError):
-                    link.end()
+            return []
+        return [busy[place.pid] for place in places if place.stopped is not None and place.pid in busy]
 
     def retire(self) -> None:
         """Those that are lost from now on are not replaced."""

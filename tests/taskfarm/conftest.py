@@ -4,7 +4,6 @@ import gc
 import os
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import chores
+from looking import check_forgotten, is_alive, until
 
 from rmpi import places, taskfarm
 
@@ -33,32 +33,7 @@ def master(farm):
     check_forgotten(farm)
 
 
-def check_forgotten(master):
-    """Nothing is kept of what is done."""
-    engine = master._farm
-    scheduler = engine._scheduler
-    assert (scheduler.waiting, scheduler._queue, scheduler._bound) == (0, type(scheduler._queue)(), {})
-    assert [link for link in engine._links if link.pending or link.late] == []
-    until(lambda: engine._settling == 0)
-    until(lambda: not master._talks)
-
-
 NOTHING = (0, set(), [], set())
-
-
-def until(condition, limit=20.0, what=lambda: "it never was so"):
-    end = time.monotonic() + limit
-    while not condition():
-        assert time.monotonic() < end, what()
-        time.sleep(0.002)
-
-
-def is_alive(pid):
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
-            return file.read().rpartition(b")")[2].split()[0] != b"Z"
-    except OSError:
-        return False
 
 
 class Leftovers:

@@ -6,7 +6,7 @@ import signal
 
 import chores
 import pytest
-from conftest import is_alive, until
+from looking import is_alive, until
 
 from rmpi import places, taskfarm
 from rmpi.errors import PeerLost
@@ -50,13 +50,20 @@ def _pid_after(seconds):
     return os.getpid()
 
 
+def stopped_for(pid):
+    return next(place.stopped or 0.0 for place in places.here().status().places if place.pid == pid)
+
+
 def test_a_worker_that_is_stopped_and_has_nothing_to_do_is_left_alone(monkeypatch):
-    monkeypatch.setattr(crew, "PATIENCE", 0.05)
+    """However long that was, when it goes on and gets a task."""
+    monkeypatch.setattr(crew, "PATIENCE", 0.3)
     monkeypatch.setattr(crew, "LOOK", 0.02)
     with taskfarm.Master(2) as master:
         master.wait_for_workers(2, 20)
         with master.worker() as idle:
             os.kill(idle.pid, signal.SIGSTOP)
+            while stopped_for(idle.pid) <= crew.PATIENCE:
+                pass
             assert list(master.map(chores.nap, [0.02] * 20, range(20))) == list(range(20))
             assert idle.alive
             os.kill(idle.pid, signal.SIGCONT)

@@ -7,7 +7,7 @@ import time
 import chores
 import numpy as np
 import pytest
-from conftest import until
+from looking import until
 
 from rmpi.errors import DeadlineExceeded, PeerExited, UsageError
 from rmpi.taskfarm import WorkerLost, read_result, worker_state

@@ -8,7 +8,7 @@ import time
 import chores
 import numpy as np
 import pytest
-from conftest import until
+from looking import until
 
 from rmpi.errors import DeadlineExceeded, UsageError
 from rmpi.taskfarm import WorkerLost

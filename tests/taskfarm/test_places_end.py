@@ -2,7 +2,7 @@
 
 import chores
 import pytest
-from conftest import until
+from looking import until
 
 from rmpi import places, taskfarm
 from rmpi.taskfarm import BrokenFarm, WorkerLost
