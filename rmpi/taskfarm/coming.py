@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rmpi.deadline import Deadline
-from rmpi.errors import ChannelClosed, DeadlineExceeded, NameNotFound, RmpiError
+from rmpi.errors import ChannelClosed, DeadlineExceeded, NameNotFound, PeerExited, RmpiError
 from rmpi.places.channel import Message
 from rmpi.places.guest import attach
 from rmpi.places.pair import channel_pair
@@ -63,6 +63,8 @@ class Entrance:
                     self._take_all(self._gate)  # which says nothing, but that it is over
         except ChannelClosed:  # it is us who leave
             return
+        except PeerExited:  # it has closed its mailbox, as masters do that end well
+            self._said_good_bye = True
         except RmpiError as error:
             why = str(error)
         if not self._said_good_bye:

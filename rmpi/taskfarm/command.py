@@ -11,8 +11,8 @@ import os
 import queue
 import signal
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -148,34 +148,45 @@ def _keep(options: argparse.Namespace) -> int:
     if options.help:
         write_line(-1, 1, HELP.rstrip())
         return 0
-    signals = _caught_signals()
-    places = _listen(options) if options.listen else _connect(options)
-    pause = LOOK
-    try:
-        while any(place.alive for place in places):
-            try:
-                asked_before = signals.get(timeout=pause)
-            except queue.Empty:
-                _kill_stopped()
-            else:
-                if asked_before:
-                    break
-                write_line(-1, 2, "rmpi: leaving as soon as the tasks at hand are done; the next signal ends them")
-                _ask_to_leave(places)
-                pause = LAST_LOOK
-    finally:
-        system.shutdown()
+    with _caught_signals() as signals:
+        places = _listen(options) if options.listen else _connect(options)
+        try:
+            _watch(places, signals)
+        finally:
+            system.shutdown()
     return 0
 
 
-def _caught_signals() -> queue.SimpleQueue[bool]:
+def _watch(places: Sequence[Place], signals: queue.SimpleQueue[bool]) -> None:
+    """Until all have ended, or are to be ended now."""
+    pause = LOOK
+    while any(place.alive for place in places):
+        try:
+            asked_before = signals.get(timeout=pause)
+        except queue.Empty:
+            _kill_stopped()
+        else:
+            if asked_before:
+                return
+            write_line(-1, 2, "rmpi: leaving as soon as the tasks at hand are done; the next signal ends them")
+            _ask_to_leave(places)
+            pause = LAST_LOOK
+
+
+@contextmanager
+def _caught_signals() -> Iterator[queue.SimpleQueue[bool]]:
     """Of each signal that asks us to end, whether there was one before."""
     signals: queue.SimpleQueue[bool] = queue.SimpleQueue()
     counted = count()
+    former = {}
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # of nohup, or of a shell for what it runs in the background
-            signal.signal(number, lambda _number, _frame: signals.put(next(counted) > 0))
-    return signals
+            former[number] = signal.signal(number, lambda _number, _frame: signals.put(next(counted) > 0))
+    try:
+        yield signals
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def _ask_to_leave(places: Sequence[Place]) -> None:

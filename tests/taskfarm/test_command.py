@@ -145,8 +145,7 @@ def test_a_worker_that_is_stopped_is_started_again(keep, master, key_file):
     assert task.result(SOON)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_workers_leave_when_the_tasks_at_hand_are_done(keep, master, key_file, number):
+def test_workers_leave_when_the_tasks_at_hand_are_done(keep, master, key_file):
     """What they have not begun, others do: nothing is lost, though nothing may be tried again."""
     keeper, other = keep("--listen", "127.0.0.1:0", "-n", 1), keep("--listen", "127.0.0.1:0", "-n", 1)
     for each in (keeper, other):
@@ -154,7 +153,7 @@ def test_workers_leave_when_the_tasks_at_hand_are_done(keep, master, key_file, n
     assert master.wait_for_workers(2, SOON)
     results = master.map(shellworkers.where, [0.1] * 12, chunksize=1)
     pids = {next(results)}
-    assert keeper.end(number) == 0
+    assert keeper.end(signal.SIGINT) == 0
     assert keeper.said[1:] == [
         "rmpi: leaving as soon as the tasks at hand are done; the next signal ends them",
     ]
@@ -276,10 +275,11 @@ os.kill(os.getpid(), 9)
 )
 def test_bad_input_is_refused_before_anything_is_started(words, complaint, capfd, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    threads = threading.active_count()
+    threads, heed = threading.active_count(), signal.getsignal(signal.SIGINT)
     assert command.main(["worker", *words]) != 0
     assert complaint in capfd.readouterr().err
     assert threading.active_count() == threads
+    assert signal.getsignal(signal.SIGINT) is heed
     places.shutdown()
 
 
