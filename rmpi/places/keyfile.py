@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rmpi.errors import LaunchError
@@ -61,6 +63,18 @@ def write_new_key(path: str | Path) -> bytes:
     with os.fdopen(fd, "w", encoding="ascii") as file:
         file.write(f"{key.hex()}\n")
     return key
+
+
+@contextmanager
+def key_for(path: str | Path, *, new: bool) -> Iterator[bytes]:
+    """The key of a file, or a ``new`` one; if what it is for cannot be, that is removed, so that one may try again."""
+    key = write_new_key(path) if new else read_key(path)
+    try:
+        yield key
+    except LaunchError:
+        if new:
+            Path(path).unlink()
+        raise
 
 
 def _check_owner(path: str | Path, status: os.stat_result) -> None:

@@ -7,11 +7,10 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
 from rmpi.errors import LaunchError
-from rmpi.places.keyfile import read_key, write_new_key
+from rmpi.places.keyfile import key_for
 from rmpi.places.local import LOOPBACK
 from rmpi.places.printing import write_line
 from rmpi.places.processes import kill_descendants, name_process
@@ -99,14 +98,12 @@ def main(words: Sequence[str] | None = None) -> int:
 def _open(options: argparse.Namespace) -> tuple[Standing, str]:
     """The node, and where it listens."""
     host, port = parse_where(options.listen, DEFAULT_PORT, "--listen")
-    key = write_new_key(options.key_file) if options.new_key else read_key(options.key_file)
-    try:
-        node = Standing(host, port, key, options.name, verbose=options.verbose)
-    except LaunchError as error:
-        if options.new_key:  # so that the same command may be given again
-            Path(options.key_file).unlink()
-        hint = "" if not port else "; --listen ADDRESS:PORT chooses another port, and port 0 any that is free"
-        raise LaunchError(f"{error}{hint}") from None
+    with key_for(options.key_file, new=options.new_key) as key:
+        try:
+            node = Standing(host, port, key, options.name, verbose=options.verbose)
+        except LaunchError as error:
+            hint = "" if not port else "; --listen ADDRESS:PORT chooses another port, and port 0 any that is free"
+            raise LaunchError(f"{error}{hint}") from None
     where = show_where(host, node.port)
     name_process("rmpi-node", f"rmpi node {node.label} at {where}")
     return node, where

@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rmpi.deadline import Deadline
 from rmpi.errors import ChannelClosed, DeadlineExceeded, NameNotFound, PeerExited, RmpiError
@@ -48,6 +48,7 @@ class Entrance:
         except NameNotFound:
             raise RmpiError(f"there is no master at {address}, or it takes no more workers") from None
         self._gate.put((label, theirs))
+        self._said_good_bye = False
         self._from: Outlet = theirs  # or whoever has said something
         threading.Thread(target=self._run, name=f"rmpi hears {address}", daemon=True).start()
 
@@ -70,8 +71,6 @@ class Entrance:
         if not self._said_good_bye:
             sys.stderr.write(f"rmpi: the master at {self._where} is gone: {why}\n")
         self._heard.put(Message((BYE,), self._from))
-
-    _said_good_bye = False
 
     def _take_all(self, channel: Channel) -> None:
         try:
@@ -109,7 +108,7 @@ def come(mailbox: Mailbox, addresses: Sequence[str], key_file: str, number: int)
     """The function of a place that is such a worker. It ends when all masters have ended."""
     label = f"worker {number} on {socket.gethostname()} (pid {os.getpid()})"
     try:
-        source: Any = Comers(mailbox, addresses, key_file, label)
+        source = Comers(mailbox, addresses, key_file, label)
     except RmpiError as error:
         sys.stderr.write(f"rmpi: {error}\n")
         return

@@ -22,7 +22,7 @@ from rmpi.errors import LaunchError, PeerLost, RmpiError
 from rmpi.places import system
 from rmpi.places.creation import here
 from rmpi.places.guest import attach
-from rmpi.places.keyfile import read_key, write_new_key
+from rmpi.places.keyfile import key_for
 from rmpi.places.opening import listen
 from rmpi.places.printing import write_line
 from rmpi.places.supervisor import restart_every
@@ -197,16 +197,8 @@ def _ask_to_leave(places: Sequence[Place]) -> None:
 
 def _listen(options: argparse.Namespace) -> list[Place]:
     host, port = parse_where(options.listen, DEFAULT_PORT, "--listen")
-    if options.new_key:
-        write_new_key(options.key_file)
-    else:
-        read_key(options.key_file)
-    try:
+    with key_for(options.key_file, new=options.new_key):
         where = listen(host, port, key_file=options.key_file)
-    except LaunchError:
-        if options.new_key:  # so that the same command may be given again
-            Path(options.key_file).unlink()
-        raise
     names = [f"{WORKER}{number}" for number in range(1, options.workers + 1)]
     places = [here().spawn(work, name=name, restart=RESTART) for name in names]
     write_line(-1, 1, f"rmpi: {_count(places)} (pid {os.getpid()}) listen at {where}")

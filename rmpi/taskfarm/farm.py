@@ -244,7 +244,7 @@ class Farm:
         Raises:
             UsageError: This thread is the one that brings tasks to their end.
         """
-        if any(reception.is_here for reception in [*self._receptions.values()]):
+        if self.is_heard_here:
             raise UsageError(f"{self.label} cannot be waited for in a callback of a task: use close(wait=False)")
         with self._changed:
             return self._changed.wait_for(lambda: not self._unfinished(), deadline.left_or_none())

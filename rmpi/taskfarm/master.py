@@ -6,8 +6,7 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import wait
-from functools import partial
+from concurrent.futures import wait as wait_for
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
@@ -469,9 +468,6 @@ class Tasks:
     ) -> Iterator[T]:
         """`Master.map`."""
         return self._master._map(self._options, function, iterables, ordered, chunksize, timeout)
-
-
-wait_for = partial(wait, timeout=None)
 
 
 def checked(options: Options) -> Options:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import pages
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs/mapreduce.md").read_text(encoding="utf-8")
-NAMED = sorted(set(re.findall(r"`([\w/]+\.py)::(\w+)`", PAGE)))
+PAGE = pages.read("mapreduce.md")
+NAMED = pages.named_tests(PAGE)
 
 
 @pytest.mark.parametrize(("file", "name"), NAMED, ids=[name for _, name in NAMED])
 def test_the_table_names_tests_that_there_are(file, name):
-    assert f"def {name}(" in (ROOT / "tests" / file).read_text(encoding="utf-8")
+    assert pages.has_test(file, name)
 
 
 def test_the_table_has_every_row_and_a_test_in_each():
@@ -25,16 +24,7 @@ def test_the_table_has_every_row_and_a_test_in_each():
 
 
 def test_the_code_of_the_page_runs(tmp_path):
-    """Blocks that begin with the name of a file are that; all others together are one program."""
-    program = ""
-    for block in re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL):
-        file = re.match(r"# (\w+\.py)\n", block)
-        if file:
-            (tmp_path / file[1]).write_text(block)
-        else:
-            program += block
-    (tmp_path / "page.py").write_text(program)
-    done = subprocess.run([sys.executable, "page.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = pages.run_code(PAGE, tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "the reducer 'words:ad_up' does not exist: words has no 'ad_up'" in done.stdout
     assert "ZeroDivisionError: division by zero" in done.stdout

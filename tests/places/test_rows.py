@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-import re
 import select
 import signal
 import socket
@@ -19,6 +18,7 @@ import textwrap
 from contextlib import ExitStack
 from pathlib import Path
 
+import pages
 import psutil
 import pytest
 import row_places
@@ -28,8 +28,8 @@ import rmpi
 from rmpi import places, rpc
 
 ROOT = Path(__file__).resolve().parents[2]
-TABLE = (ROOT / "docs/places.md").read_text(encoding="utf-8")
-NAMED = sorted(set(re.findall(r"`([\w/]+\.py)::(\w+)`", TABLE)))
+TABLE = pages.read("places.md")
+NAMED = pages.named_tests(TABLE)
 
 SOON = 20
 """Seconds in which anything happens that will."""
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("fleet")
 
 @pytest.mark.parametrize(("file", "name"), NAMED, ids=[name for _, name in NAMED])
 def test_the_table_names_tests_that_there_are(file, name):
-    assert f"def {name}(" in (ROOT / "tests" / file).read_text(encoding="utf-8")
+    assert pages.has_test(file, name)
 
 
 def test_the_table_has_a_test_in_every_row():
@@ -50,16 +50,7 @@ def test_the_table_has_a_test_in_every_row():
 
 
 def test_the_code_of_the_page_runs(tmp_path):
-    """Blocks that begin with the name of a file are that; all others together are one program."""
-    program = ""
-    for block in re.findall(r"^```python\n(.*?)^```$", TABLE, re.MULTILINE | re.DOTALL):
-        file = re.match(r"# (\w+\.py)\n", block)
-        if file:
-            (tmp_path / file[1]).write_text(block)
-        else:
-            program += block
-    (tmp_path / "page.py").write_text(program)
-    done = subprocess.run([sys.executable, "page.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = pages.run_code(TABLE, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "did you mean 'prices'?" in done.stdout
 

@@ -5,13 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pages
 import pytest
 
 from rmpi import taskfarm
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs/taskfarm.md").read_text(encoding="utf-8")
-NAMED = sorted(set(re.findall(r"`([\w/]+\.py)::(\w+)`", PAGE)))
+PAGE = pages.read("taskfarm.md")
+NAMED = pages.named_tests(PAGE)
 
 SOON = 20
 """Seconds in which anything happens that will."""
@@ -19,7 +20,7 @@ SOON = 20
 
 @pytest.mark.parametrize(("file", "name"), NAMED, ids=[name for _, name in NAMED])
 def test_the_table_names_tests_that_there_are(file, name):
-    assert f"def {name}(" in (ROOT / "tests" / file).read_text(encoding="utf-8")
+    assert pages.has_test(file, name)
 
 
 def test_the_table_has_a_test_in_every_row():
@@ -30,16 +31,7 @@ def test_the_table_has_a_test_in_every_row():
 
 
 def test_the_code_of_the_page_runs(tmp_path):
-    """Blocks that begin with the name of a file are that; all others together are one program."""
-    program = ""
-    for block in re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL):
-        file = re.match(r"# (\w+\.py)\n", block)
-        if file:
-            (tmp_path / file[1]).write_text(block)
-        else:
-            program += block
-    (tmp_path / "page.py").write_text(program)
-    done = subprocess.run([sys.executable, "page.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = pages.run_code(PAGE, tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
 
 
