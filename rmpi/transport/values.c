@@ -36,8 +36,11 @@ static size_t slot_of(const PyObject *dtype, const Py_buffer *view)
 
 static bool is_described(const Described *entry, const PyObject *dtype, const Py_buffer *view, char order)
 {
-    return entry->dtype == dtype && entry->dimensions == view->ndim && entry->order == order &&
-           memcmp(entry->shape, view->shape, (size_t)view->ndim * sizeof(Py_ssize_t)) == 0;
+    bool same = entry->dtype == dtype && entry->dimensions == view->ndim && entry->order == order;
+    for (int i = 0; same && i < view->ndim; i++) { /* without dimensions, there may be no shape to compare */
+        same = entry->shape[i] == view->shape[i];
+    }
+    return same;
 }
 
 PyObject *metadata_of(Port *port, PyObject *array, const Py_buffer *view)
@@ -65,7 +68,9 @@ PyObject *metadata_of(Port *port, PyObject *array, const Py_buffer *view)
     replace(&entry->metadata, metadata);
     entry->dimensions = view->ndim;
     entry->order = order;
-    memcpy(entry->shape, view->shape, (size_t)view->ndim * sizeof(Py_ssize_t));
+    for (int i = 0; i < view->ndim; i++) {
+        entry->shape[i] = view->shape[i];
+    }
     return metadata;
 }
 

@@ -74,8 +74,11 @@ static bool calls(Lane *lane)
     if (!lane_stirs(lane)) {
         return false;
     }
+    if (lane->wants_room || !has_in(lane)) {
+        return true; /* there is room; of a peer whose greeting has not come there is nothing to read yet */
+    }
     uint64_t ready = ring_readable(&lane->in, 1);
-    if (lane->wants_room || !lane->edge || lane->in.corrupt || lane->out.corrupt || ready > lane->in.capacity / 2) {
+    if (!lane->edge || lane->in.corrupt || lane->out.corrupt || ready > lane->in.capacity / 2) {
         return true;
     }
     unsigned char start[4]; /* the fourth byte of a header is its kind */

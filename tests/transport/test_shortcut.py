@@ -10,6 +10,7 @@ import mmap
 import os
 import random
 import signal
+import socket
 import sys
 import threading
 import time
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from interrupting import Interrupted, Interrupting, run_program
-from joined import COMM, fork_ranks, join_lanes, new_comms, settle
+from joined import COMM, add_lane, fork_ranks, join_lanes, new_comm, new_comms, settle
 
 from rmpi.comm.status import ANY_SOURCE, ANY_TAG, Status
 from rmpi.deadline import Deadline
@@ -769,6 +770,35 @@ def test_waiting_costs_next_to_nothing(comms, spin, crowded):
     with pytest.raises(DeadlineExceeded):
         b.recv(0, timeout=1.5)
     assert time.process_time() - before < 0.02 * 1.5
+
+
+@pytest.mark.parametrize("crowded", [False, True])
+def test_a_wait_looks_past_a_peer_that_reads_but_whose_greeting_has_not_come(crowded):
+    """That one has made room in the full ring to it, and no ring of its own is known yet."""
+    from rmpi.transport.shm import DATA, LEAST, Lane
+
+    def main(_comm):
+        a, b, _ = (new_comm(rank, 3, spin=SPIN, crowded=crowded) for rank in range(3))
+        join_lanes(a._endpoint, b._endpoint)
+        work(a, b)
+        ours, theirs = socket.socketpair()
+        add_lane(a._endpoint, 2, ours, neighbours=1000)
+        a.send(np.zeros(EAGER_LIMIT, np.uint8), 2)
+        work(a)
+        assert lane(a, 2).wants_room
+        _, (fd,), *_ = socket.recv_fds(theirs, 4096, 1)
+        reader = Lane(2, 0, theirs.fileno(), CREDIT)
+        reader.map_in(fd, os.fstat(fd).st_size - DATA)
+        assert reader.read_into(bytearray(4096)) == 4096
+        assert lane(a, 2).stirs()
+        assert a._short.recv(1, 0, None) is NOTHING  # the long way knows what to do
+        work(a)
+        assert reader.read_into(bytearray(EAGER_LIMIT)) > LEAST - 4096
+        a._endpoint.close()
+        b._endpoint.close()
+        return True
+
+    assert fork_ranks(1, main) == [True]
 
 
 @pytest.mark.parametrize("options", [{"spin": 0.0}, {"spin": SPIN}, {"spin": SPIN, "crowded": True}])
