@@ -160,6 +160,22 @@ class Outlet:
             if shielded:
                 SHIELD.leave()
 
+    def check(self) -> None:
+        """Whether the other side is there, as far as is known here; nothing is sent.
+
+        Raises:
+            PeerLost: It is gone for good (`PeerExited`: it ended well).
+            ChannelClosed: This channel was closed here.
+            UsageError: There is nobody to put to.
+        """
+        self._prepare()
+        self._endpoint.progress()
+        assert self._address is not None
+        where = self._where
+        error = where.error if where is not None else self._endpoint.end_of(self._address.endpoint)
+        if error is not None:
+            raise fresh(error)
+
     def _hear_news(self) -> None:
         """Who has not called the library for a while may have missed that the place is behind another endpoint now."""
         if not self._closed:

@@ -23,7 +23,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -89,6 +88,9 @@ GATHER = 0.001
 
 DROWSY = 0.1
 """Seconds between two looks at a task that takes long."""
+
+LOOK = 0.5
+"""Seconds that a dialogue has to be silent for a look whether its master is still there."""
 
 FAREWELL = 1.0
 """Seconds for what an abandoned worker has still to say."""
@@ -324,14 +326,23 @@ class Working:
         def wait(deadline: Deadline) -> None:
             with self._reading:
                 if not inbox.stirred:
-                    with suppress(DeadlineExceeded):
-                        self._take(deadline.left_or_none())
+                    try:
+                        self._take(min(deadline.left(), LOOK))
+                    except DeadlineExceeded:
+                        self._look_after(session)
 
         dialogue = Dialogue(inbox, say, wait)
         try:
             return call(dialogue, dialogue)
         finally:
             del session.talks[number]
+
+    def _look_after(self, session: _Session) -> None:
+        """A master that dies says nothing, and its dialogues would be waited for in vain."""
+        try:
+            session.address.check()
+        except (PeerLost, ChannelClosed):
+            self._end(session)
 
     def _send_answers(self) -> None:
         """Those of all masters. From either thread."""

@@ -694,6 +694,11 @@ class Endpoint:
         """About how many peers there are."""
         return len(self._peers.known)
 
+    def end_of(self, ident: int) -> PeerLost | None:
+        """How that peer has ended; None: as far as this endpoint has heard, it is there."""
+        with self.crank.lock:
+            return self._peers.peer(ident).ended
+
     def peers(self) -> list[int]:
         """Those it has had to do with, connected or not, and itself not among them. Within progress."""
         return [ident for ident in self._peers.known if ident != self.ident]

@@ -547,6 +547,27 @@ def test_the_end_of_a_client_does_not_disturb_a_mailbox(realm, served):
     assert mailbox.get(timeout=5) == "y"
 
 
+def test_whether_the_other_side_is_there_can_be_asked_without_sending(realm, served):
+    mailbox, chan = served
+    realm.places[99] = CLIENT
+    chan.put("x")
+    reply = mailbox.receive().reply
+    reply.check()
+    realm.end(99, restarts=False)
+    with pytest.raises(PeerLost, match="killed"):
+        reply.check()
+    chan = realm.member(OTHER).connect(ECHO)
+    chan.check()
+    restart(realm, ECHO, AGAIN)
+    chan.check()
+    realm.end(ECHO, restarts=False)
+    with pytest.raises(PeerLost, match="killed"):
+        chan.check()
+    chan.close()
+    with pytest.raises(ChannelClosed):
+        chan.check()
+
+
 def test_a_received_channel_hears_of_the_end_of_its_other_side(realm, served):
     mailbox, chan = served
     chan.put("x")

@@ -174,7 +174,7 @@ def test_a_second_signal_does_not_wait(keep, master, key_file):
         task.result(SOON)
 
 
-def test_a_master_that_dies_leaves_workers_for_the_next(keep, master, key_file):
+def test_a_master_that_dies_during_a_dialogue_leaves_the_worker_for_the_next(keep, master, key_file):
     keeper = keep("--listen", "127.0.0.1:0", "-n", 1)
     program = f"""
 import os
@@ -183,8 +183,10 @@ import shellworkers
 master = taskfarm.Master(0)
 master.connect({keeper.at!r}, key_file={str(key_file)!r})
 master.submit(shellworkers.where).result()
-master.submit(shellworkers.where, 0.2)
-os.kill(os.getpid(), 9)
+def die(i, o):
+    o.put(os.getpid())
+    os.kill(i.get(), 9)
+master.make_task(shellworkers.ask_in_vain, die).result()
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=HERE, check=False)
     assert done.returncode == -signal.SIGKILL

@@ -52,6 +52,10 @@ class Master:
         assert message[1] == self.link
         self.answers.put((message[0], *message[2:]))
 
+    def check(self):
+        if self.lost is not None:
+            raise self.lost
+
     def flush(self, _deadline):
         self.flushed = True
 
@@ -478,6 +482,16 @@ def test_a_dialogue_ends_with_its_master(worker, master):
     master.says(BYE)
     other.hears(READY)
     assert master.answers.empty() or master.hears(BACK) == ([],)
+
+
+@pytest.mark.parametrize("gone", [PeerLost("it was killed"), ChannelClosed("closed")])
+def test_a_silent_dialogue_ends_with_a_master_that_is_lost(worker, master, gone, monkeypatch):
+    monkeypatch.setattr(working, "LOOK", 0.01)
+    master.gives((1, TALK, chores.wait_for_ever, None))
+    other = worker.master(2)
+    other.meets()
+    master.lost = gone
+    other.hears(READY)
 
 
 # ---- several masters, and the end ----
