@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test check soak huge bench predict clean
+.PHONY: demo test check soak fuzz huge bench predict clean
 
 $(BIN)/rmpi-run: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -24,6 +24,9 @@ check: $(BIN)/rmpi-run        ## lint and types
 soak: $(BIN)/rmpi-run         ## the concurrent tests, fifty times; an hour and more
 	for i in $$(seq 50); do $(BIN)/python -m pytest -q -x tests/transport tests/comm tests/launcher tests/places tests/rpc tests/taskfarm tests/mapreduce || exit 1; done
 	$(BIN)/python tests/taskfarm/farm_soak.py 600
+
+fuzz: $(BIN)/rmpi-run         ## random programs on an extension with sanitizers; ten minutes; needs gcc
+	$(BIN)/python tests/transport/random_programs.py 600
 
 huge: $(BIN)/rmpi-run        ## messages of 2 GiB and more; minutes, and 13 GiB of memory
 	RMPI_HUGE=1 $(BIN)/python -m pytest -q tests/comm/test_huge.py

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 from joined import add_lane, settle, tcp_loopback
-from test_shortcut import by_the_long_way, draw_value, same
+from random_programs import by_the_long_way, draw_value, same
 
 from rmpi.deadline import Deadline
 from rmpi.errors import ChannelClosed, PeerLost
