@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 
@@ -15,3 +16,9 @@ __all__ = ["cluster"]
 
 settings.register_profile("rmpi", derandomize=True, deadline=None)
 settings.load_profile("rmpi")
+
+
+def pytest_collection_finish() -> None:
+    """Out of the collector's sight with what thousands of tests are made of: many a test collects all that is left."""
+    gc.collect()
+    gc.freeze()
