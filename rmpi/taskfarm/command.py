@@ -11,6 +11,7 @@ import os
 import queue
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -37,9 +38,6 @@ if TYPE_CHECKING:
     from rmpi.places.handles import Place
 
 USAGE = "usage: python -m rmpi.taskfarm worker (--listen ADDRESS | --connect ADDRESS) --key-file FILE [options]"
-
-LAST_LOOK = 0.02
-"""Seconds between two looks at whether those that were asked to leave have."""
 
 RESTART = restart_every(1, only_failures=True)
 """What becomes of workers that end: if that was not on purpose, they are started again."""
@@ -159,23 +157,30 @@ def _keep(options: argparse.Namespace) -> int:
 
 def _watch(places: Sequence[Place], signals: queue.SimpleQueue[bool]) -> None:
     """Until all have ended, or are to be ended now."""
-    pause = LOOK
+    threading.Thread(target=_await_end, args=(places, signals), name="rmpi awaits workers", daemon=True).start()
     while any(place.alive for place in places):
         try:
-            asked_before = signals.get(timeout=pause)
+            over = signals.get(timeout=LOOK)
         except queue.Empty:
             _kill_stopped()
         else:
-            if asked_before:
+            if over:
                 return
             write_line(-1, 2, "rmpi: leaving as soon as the tasks at hand are done; the next signal ends them")
             _ask_to_leave(places)
-            pause = LAST_LOOK
+
+
+def _await_end(places: Sequence[Place], over: queue.SimpleQueue[bool]) -> None:
+    """In a thread of its own."""
+    for place in places:
+        with suppress(RmpiError):  # it was lost, or the program ends
+            place.wait()
+    over.put(True)
 
 
 @contextmanager
 def _caught_signals() -> Iterator[queue.SimpleQueue[bool]]:
-    """Of each signal that asks us to end, whether there was one before."""
+    """Of each signal that asks us to end, whether that is to be now: there was one before."""
     signals: queue.SimpleQueue[bool] = queue.SimpleQueue()
     counted = count()
     former = {}

@@ -18,6 +18,15 @@ from rmpi.taskfarm import WorkerLost, command
 
 COMMAND = [sys.executable, "-m", "rmpi.taskfarm", "worker"]
 
+IMPATIENT = [
+    sys.executable,
+    "-c",
+    "from rmpi.taskfarm import crew; crew.PATIENCE, crew.LOOK = 0.5, 0.1\n"
+    "from rmpi.taskfarm.command import main; raise SystemExit(main())",
+    "worker",
+]
+"""The same, and workers that are stopped are so for a shorter time."""
+
 HERE = Path(__file__).parent
 
 SOON = 20
@@ -27,9 +36,9 @@ SOON = 20
 class Keeper:
     """``python -m rmpi.taskfarm worker``; `said` is what it has written so far."""
 
-    def __init__(self, *words):
+    def __init__(self, *words, command=COMMAND):
         self.process = subprocess.Popen(
-            [*COMMAND, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [*command, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         self.said = []
         first = self.next_line()
@@ -68,8 +77,8 @@ def keep(key_file):
     """Starts keepers, which are ended, and have left nothing, at the end."""
     keepers = []
 
-    def keep(*words):
-        keeper = Keeper("--key-file", key_file, *words)
+    def keep(*words, **options):
+        keeper = Keeper("--key-file", key_file, *words, **options)
         keepers.append(keeper)
         return keeper
 
@@ -136,12 +145,12 @@ def test_when_the_keeper_ends_its_tasks_raise_and_nothing_hangs(keep, master, ke
 
 
 def test_a_worker_that_is_stopped_is_started_again(keep, master, key_file):
-    keeper = keep("--listen", "127.0.0.1:0", "-n", 1)
+    keeper = keep("--listen", "127.0.0.1:0", "-n", 1, command=IMPATIENT)
     master.connect(keeper.at, key_file=key_file)
     patient = master.with_options(retries=1)
     os.kill(patient.submit(shellworkers.where).result(SOON), signal.SIGSTOP)
     task = patient.submit(shellworkers.where)
-    assert "was stopped for 5 s, and is started again" in keeper.next_line()
+    assert "was stopped for 0.5 s, and is started again" in keeper.next_line()
     assert task.result(SOON)
 
 
