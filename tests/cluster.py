@@ -38,6 +38,10 @@ NETWORK = "10.77.0"
 
 SHM_SIZE = "64m"
 
+SPIN = "0.0001"
+"""Seconds that a rank looks again before it sleeps. All machines share the cores of this one, of which no rank knows:
+with ten times as long, which is the default, each would keep the others from what it waits for."""
+
 PROJECT = Path(__file__).resolve().parent.parent
 
 INIT = """
@@ -394,7 +398,7 @@ class Cluster:
     # Processes
 
     def popen(self, machine: Machine, argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
-        """Start ``argv`` on ``machine``, in its home directory, with the environment of a fresh login.
+        """Start ``argv`` on ``machine``, in its home directory, with the environment of a fresh login, and `SPIN`.
 
         ``options`` are those of `subprocess.Popen`; ``env`` is added to that environment. The process returned is
         nsenter's, which ends when and as ``argv`` does; a SIGKILL to it leaves ``argv`` running, so kill the machine.
@@ -414,6 +418,7 @@ def _login(machine: Machine) -> list[str]:
 def _with_login_environment(options: dict[str, Any]) -> dict[str, Any]:
     path = f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     login = {"HOME": str(Path.home()), "PATH": path, "USER": "root", "LOGNAME": "root", "SHELL": "/bin/sh"}
+    login["RMPI_SPIN"] = SPIN
     return options | {"env": login | options.get("env", {})}
 
 
