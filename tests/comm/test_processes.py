@@ -49,7 +49,7 @@ print(sum(range(64)) == total[-1])
 
 
 def test_waiting_costs_no_processor_time() -> None:
-    """Five seconds in ``recv`` take less than 2 % of a core."""
+    """Some seconds in ``recv`` take less than 2 % of a core."""
     code = """
 import time
 comm = rmpi.init()
@@ -59,22 +59,25 @@ if comm.rank == 0:
     comm.recv(1)
 else:
     try:
-        comm.recv(0, timeout=5.0)
+        comm.recv(0, timeout=2.5)
     except rmpi.DeadlineExceeded:
-        comm.send("five seconds have passed", 0)
+        comm.send("they have passed", 0)
 used = time.process_time() - began
-print("ok" if used < 0.1 else used)
+print("ok" if used < 0.05 else used)
 """
     assert run(2, code) == ["ok", "ok"]
 
 
 def test_two_ranks_send_each_other_a_gigabyte_at_the_same_moment() -> None:
+    """Mostly zeros that nobody has written, for which the kernel need not find memory on the side that sends."""
     code = """
 comm = rmpi.init()
-mine = np.full(1 << 30, comm.rank + 1, np.uint8)
+mine = np.zeros(1 << 30, np.uint8)
+mine[:: 1 << 24] = mine[-1] = comm.rank + 1
 comm.send(mine, 1 - comm.rank)
 theirs = comm.recv(1 - comm.rank)
-print(theirs.nbytes == 1 << 30 and (theirs[:: 1 << 16] == 2 - comm.rank).all() and theirs[-1] == 2 - comm.rank)
+marks = *theirs[:: 1 << 24], theirs[-1]
+print(theirs.nbytes == 1 << 30 and {*marks} == {2 - comm.rank} and np.count_nonzero(theirs.view("u8")) == len(marks))
 """
     assert run(2, code) == ["True", "True"]
 
