@@ -9,7 +9,7 @@ from rmpi.errors import DeadlineExceeded
 from rmpi.transport.peers import CREDIT, FRAME_COST
 from rmpi.wire.frames import EAGER_LIMIT
 
-LIMIT = 1 << 20
+LIMIT = 1 << 18
 SOON = Deadline.after(0)
 
 every_medium = pytest.mark.parametrize("medium", MEDIA)
