@@ -14,12 +14,14 @@ import chores
 from looking import check_forgotten, is_alive, until
 
 from rmpi import places, taskfarm
+from rmpi.taskfarm import crew
 
 
 @pytest.fixture(scope="module")
 def farm():
-    """Two workers, which all tests of a module share."""
-    with taskfarm.Master(2) as master:
+    """Two workers, which all tests of a module share; when a test kills one, there is another one at once."""
+    with pytest.MonkeyPatch.context() as patched, taskfarm.Master(2) as master:
+        patched.setattr(crew, "SHORT", 0.0)
         assert master.wait_for_workers(2, 20)
         yield master
     places.shutdown()
