@@ -80,7 +80,7 @@ class MapReduce:
             from rmpi.taskfarm import Master
 
             self._farm = Master(workers, hosts=hosts)
-        self._size = 1 if self._farm is None else len(self._farm.workers)
+        self._size = 0
 
     def map_reduce(
         self,
@@ -155,8 +155,8 @@ class MapReduce:
 
     @property
     def _workers(self) -> int:
-        """How many there are; those that are just being replaced count too."""
-        self._size = max(self._size, 0 if self._farm is None else len(self._farm.workers))
+        """How many there are; those that have not answered yet, or are just being replaced, count too."""
+        self._size = max(self._size, 0 if self._farm is None else self._farm.greeted)
         return max(1, self._size)
 
     def _run(

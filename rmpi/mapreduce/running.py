@@ -27,6 +27,10 @@ class Farm(Protocol):
     def workers(self) -> Sequence[object]:
         """Those that there are now."""
 
+    @property
+    def greeted(self) -> int:
+        """How many there are, or will be soon."""
+
     def submit(self, function: Any, /, *args: Any) -> Future[Any]:
         """Have a function called by one of them."""
 

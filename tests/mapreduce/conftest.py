@@ -27,6 +27,7 @@ class Threads(ThreadPoolExecutor):
     def __init__(self, count: int = 2) -> None:
         super().__init__(count)
         self.workers = range(count)
+        self.greeted = count
         self.before: Callable[..., object] = lambda *_: None
         self.after: Callable[[Any, Any], Any] = lambda _function, result: result
         self.submitted = 0

@@ -211,6 +211,13 @@ def test_workers_from_elsewhere_cannot_take_part(threads):
         mr.map_reduce([1], itself, keep)
 
 
+def test_there_are_as_many_reduce_tasks_as_workers_though_some_have_not_answered_yet(threads):
+    threads.workers, threads.greeted = range(1), 5
+    with MapReduce(threads) as mr:
+        mr.map_reduce(range(3), itself, keep)
+    assert threads.submitted == 3 + 5
+
+
 WRONG = {
     "mapper gives no pairs": ({"mapper": lambda item: [item]}, "the mapper must give pairs"),
     "mapper gives nothing": ({"mapper": lambda _: None}, "the mapper must yield pairs .* not None"),
