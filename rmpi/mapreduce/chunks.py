@@ -1,12 +1,14 @@
 """Pairs on disk: chunks of them, in files that are written once, from the front to the end, and read in pieces.
 
 A *chunk* is some thousand keys and what belongs to them, as one string of bytes: a value for each key, or a list of
-values. A *segment* is what one reduce task is to read of one file: the places of its chunks. The index of a file
-is not in the file; it travels as the result of the task that wrote it.
+values. In place of the keys there may be numbers, the codes of a `vocabulary`. A *segment* is what one reduce task is
+to read of one file: the places of its chunks. The index of a file is not in the file; it travels as the result of the
+task that wrote it.
 
 Of the two ways in which Python writes objects, `marshal` takes two thirds of the time that `pickle` does, and knows
 only Python's simplest types. (Where it meets NumPy's scalars it writes their bytes, without a word; so the types are
-looked at first.) It repeats strings that occur often, so values that are strings are left to `pickle`.
+looked at first.) It repeats strings that occur often, so values that are strings are left to `pickle`. Codes, and
+values that are all whole numbers or all floats, are written as arrays, of the smallest type that holds them.
 """
 
 from __future__ import annotations
@@ -19,16 +21,22 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import IO, Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from rmpi.places.parcels import pack_value
 
 Piece = tuple[int, int]
 """Of a file: where it begins, and its bytes."""
 
+Column = Sequence[Any] | npt.NDArray[Any]
+"""Of values: one for each key."""
+
 _SIMPLE_KEYS = {str, int, float, bool, bytes}
 _SIMPLE_VALUES = {int, float, bool, type(None)}
 
-_MARSHAL, _PICKLE = b"m", b"p"
-_MARSHAL_VERSION = 2
+_MARSHAL, _PICKLE, _CODED, _ARRAYS = b"m", b"p", b"c", b"a"
+MARSHAL_VERSION = 2
 """Without references, which take time to find."""
 
 
@@ -49,17 +57,62 @@ def pack(chunk: Chunk) -> bytes:
     keys, values, grouped = chunk
     types = set(map(type, chain.from_iterable(values) if grouped else values))
     if types <= _SIMPLE_VALUES and set(map(type, keys)) <= _SIMPLE_KEYS:
-        return _MARSHAL + marshal.dumps((list(keys), list(values), grouped), _MARSHAL_VERSION)
+        return _MARSHAL + marshal.dumps((list(keys), list(values), grouped), MARSHAL_VERSION)
     try:
         return _PICKLE + pickle.dumps((keys, values, grouped), pickle.HIGHEST_PROTOCOL)
     except Exception:  # perhaps it holds what a script has defined, which travels by value
         return _PICKLE + pack_value((keys, values, grouped), "a key or a value")
 
 
-def unpack(data: bytes | memoryview) -> Chunk:
-    """The chunk that was packed."""
-    body = memoryview(data)[1:]
-    return Chunk(*(marshal.loads(body) if data[:1] == _MARSHAL else pickle.loads(body)))
+def pack_coded(codes: npt.NDArray[np.uint32], values: Column, grouped: bool) -> bytes:
+    """A chunk with codes for keys.
+
+    Raises:
+        UsageError: A value cannot be pickled.
+    """
+    if isinstance(values, np.ndarray):
+        columns = (codes.tobytes(), values.tobytes(), values.dtype.char)
+        return _ARRAYS + marshal.dumps(columns, MARSHAL_VERSION)
+    return _CODED + pack(Chunk(codes.tolist(), values, grouped))
+
+
+def column_of(values: Sequence[Any]) -> Column:
+    """The values as an array, if they come out of it as they are: all of type ``int``, of 64 bits, or ``float``."""
+    types = set(map(type, values))
+    if types == {float}:
+        return np.fromiter(values, np.float64, len(values))
+    if types != {int}:
+        return values
+    try:
+        numbers = np.fromiter(values, np.int64, len(values))
+    except OverflowError:
+        return values
+    kind = np.result_type(np.min_scalar_type(numbers.min()), np.min_scalar_type(numbers.max()))
+    return numbers.astype(kind) if kind.kind in "iu" else values
+
+
+def unpack(data: bytes | memoryview, keys: Sequence[Any] = ()) -> Chunk:
+    """The chunk that was packed.
+
+    Args:
+        keys: Those for its codes.
+    """
+    kind, body = data[:1], memoryview(data)[1:]
+    if kind == _ARRAYS:
+        codes, values, char = marshal.loads(body)
+        numbers = np.frombuffer(codes, np.uint32).tolist()
+        return Chunk([*map(keys.__getitem__, numbers)], np.frombuffer(values, char).tolist(), False)
+    if kind == _CODED:
+        chunk = unpack(body)
+        return chunk._replace(keys=[*map(keys.__getitem__, chunk.keys)])
+    return Chunk(*(marshal.loads(body) if kind == _MARSHAL else pickle.loads(body)))
+
+
+class Head(NamedTuple):
+    """What one partition needs of the file of a vocabulary: the last record of those that tell of each other."""
+
+    path: str
+    record: Piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +123,13 @@ class Segment:
         path: Of the file, on the machine that has it.
         shelf: The name of the server there from which others can get it; "" if there is none, because all are there.
         pieces: Where its chunks are.
+        head: Of the vocabulary whose codes are in them, on the same machine; None if there are no codes.
     """
 
     path: str
     shelf: str
     pieces: tuple[Piece, ...]
+    head: Head | None = None
 
     @property
     def nbytes(self) -> int:
@@ -94,12 +149,19 @@ class ChunkFile:
         self.nbytes = 0
 
     def append(self, chunk: Chunk) -> Piece:
-        """Where it is.
+        """Write a chunk; where it is.
+
+        Raises:
+            UsageError: As `pack`; OSError: as `write`.
+        """
+        return self.write(pack(chunk))
+
+    def write(self, data: bytes) -> Piece:
+        """Write what is packed already; where it is.
 
         Raises:
             OSError: The disk is full, or the directory is gone.
         """
-        data = pack(chunk)
         if self._file is None:
             self._file = self._make()
         self._file.write(data)

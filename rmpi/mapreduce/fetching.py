@@ -6,61 +6,74 @@ needs to know which machines share a file system.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from rmpi import places, rpc
 from rmpi.errors import NameNotFound, PeerLost, RemoteError
-from rmpi.mapreduce.chunks import Chunk, Segment, read_pieces, unpack
+from rmpi.mapreduce.chunks import Chunk, Piece, Segment, read_pieces, unpack
 from rmpi.mapreduce.shelf import Shelf
+from rmpi.mapreduce.vocabulary import Glossary
 
 
-class SegmentLost(Exception):
+class FileLost(Exception):
     """What a task has written is not there any more.
 
     Attributes:
-        segment: Which.
+        path: Of the file.
         shelf: Its shelf, if that is gone, and all it had; else "".
     """
 
-    def __init__(self, segment: Segment, shelf: str) -> None:
-        super().__init__(segment.path)
-        self.segment = segment
+    def __init__(self, path: str, shelf: str) -> None:
+        super().__init__(path)
+        self.path = path
         self.shelf = shelf
 
 
-def chunks_of(segment: Segment) -> Iterator[Chunk]:
+def chunks_of(segment: Segment, glossary: Glossary | None = None) -> Iterator[Chunk]:
     """The chunks of a segment, in turn.
 
+    Args:
+        glossary: Where codes are looked up, if there can be any.
+
     Raises:
-        SegmentLost: They cannot be had.
+        FileLost: They cannot be had, or the keys for their codes cannot.
     """
     if not segment.pieces:
         return
-    if not segment.shelf or _is_here(segment.path):
-        try:
-            yield from map(unpack, read_pieces(segment.path, segment.pieces))
-        except (FileNotFoundError, EOFError) as error:
-            raise SegmentLost(segment, "") from error
+    keys: Sequence[Any] = ()
+    if segment.head is not None and glossary is not None:
+        keys = glossary.keys(segment.head, lambda path, piece: next(_read(path, segment.shelf, [piece])))
+    for data in _read(segment.path, segment.shelf, segment.pieces):
+        yield unpack(data, keys)
+
+
+def _read(path: str, shelf: str, pieces: Sequence[Piece]) -> Iterator[bytes | memoryview]:
+    if shelf and not _is_here(path):
+        yield from _from_shelf(path, shelf, pieces)
         return
-    yield from _from_shelf(segment)
+    try:
+        yield from read_pieces(path, pieces)
+    except (FileNotFoundError, EOFError) as error:
+        raise FileLost(path, "") from error
 
 
 def _is_here(path: str) -> bool:
     return Path(path).exists()
 
 
-def _from_shelf(segment: Segment) -> Iterator[Chunk]:
+def _from_shelf(path: str, name: str, pieces: Sequence[Piece]) -> Iterator[memoryview]:
     try:
-        shelf = Shelf.over(places.connect(segment.shelf))
+        shelf = Shelf.over(places.connect(name))
     except (NameNotFound, PeerLost) as error:
-        raise SegmentLost(segment, segment.shelf) from error
+        raise FileLost(path, name) from error
     try:
-        for data in shelf.read(segment.path, segment.pieces):
-            yield unpack(data.data)
+        for data in shelf.read(path, pieces):
+            yield data.data
     except PeerLost as error:
-        raise SegmentLost(segment, segment.shelf) from error
+        raise FileLost(path, name) from error
     except RemoteError as error:
-        raise SegmentLost(segment, "") from error
+        raise FileLost(path, "") from error
     finally:
         rpc.close(shelf)

@@ -8,8 +8,8 @@ which may be off by half; what it prevents is that memory grows with the data.
 from __future__ import annotations
 
 import sys
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -97,12 +97,10 @@ class Groups:
         table = self.table
         keys, values, grouped = chunk
         if grouped:
-            for key, some in zip(keys, values, strict=True):
-                table[key].extend(some)
+            deque(map(list.extend, map(table.__getitem__, keys), values), 0)
             self.values += sum(map(len, values))
         else:
-            for key, value in zip(keys, values, strict=True):
-                table[key].append(value)
+            deque(map(list.append, map(table.__getitem__, keys), values), 0)
             self.values += len(values)
         for index in range(0, len(keys), max(1, len(keys) // _SAMPLES)):
             self._sample(keys[index], values[index][0] if grouped else values[index])
@@ -198,9 +196,13 @@ def check_pairs(error: Exception, source: str) -> None:
 def keys_per_chunk(chunk: Chunk, nbytes: int) -> int:
     """How many of these keys, with their values, take about so many bytes of memory."""
     keys, values, _ = chunk
-    some = range(0, len(keys), max(1, len(keys) // _SAMPLES))
-    size = sum(size_of(keys[index]) + size_of(values[index]) + 2 * _PER_VALUE for index in some)
-    return max(1, int(nbytes * len(some) / max(1, size)))
+    return max(1, int(nbytes / (mean_size(keys) + mean_size(values) + 2 * _PER_VALUE)))
+
+
+def mean_size(values: Sequence[Any]) -> float:
+    """About how much memory each of some values takes, of which there may be none."""
+    some = range(0, len(values), max(1, len(values) // _SAMPLES))
+    return sum(size_of(values[index]) for index in some) / max(1, len(some))
 
 
 class _Mean:

@@ -170,7 +170,7 @@ class MapReduce:
         storage = self._storages.begin_job(name)
         batches = batched(items, TASKS_PER_WORKER * self._workers)
         try:
-            order = Order(packed, storage, name)
+            order = Order(packed, storage, name, self._workers)
             return Running(farm, order, batches, job.partitions, retries, speculative, progress).run()
         finally:
             self._storages.end_job(name)

@@ -10,8 +10,9 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from typing import Any, Protocol
 
 from rmpi.errors import PeerLost
+from rmpi.mapreduce.chunks import Segment
 from rmpi.mapreduce.errors import Failed, MapReduceError, Stage, shortened
-from rmpi.mapreduce.fetching import SegmentLost, chunks_of
+from rmpi.mapreduce.fetching import FileLost, chunks_of
 from rmpi.mapreduce.progress import Progress, State
 from rmpi.mapreduce.schedule import MOST_LOSSES, Attempt, Schedule
 from rmpi.mapreduce.tasks import Missing, Order, Written, run_map, run_reduce
@@ -133,10 +134,7 @@ class Running:
         lost = [
             number
             for number, written in enumerate(self._written)
-            if written is not None
-            and any(
-                segment.path == missing.path or segment.shelf == missing.shelf != "" for segment in written.segments
-            )
+            if written is not None and any(_is_of(segment, missing) for segment in written.segments)
         ]
         hopeless = self._schedule.postponed(attempt, lost)
         if hopeless is not None:
@@ -151,7 +149,7 @@ class Running:
             return
         try:
             chunks = [*chunks_of(written.segments[0])]
-        except SegmentLost:
+        except FileLost:
             self._schedule.undone(attempt)
             return
         self._results[attempt.task] = [pair for keys, values, _ in chunks for pair in zip(keys, values, strict=True)]
@@ -164,6 +162,12 @@ class Running:
             self._schedule.done("reduce"),
             self._reduces,
         )
+
+
+def _is_of(segment: Segment, missing: Missing) -> bool:
+    """Whether it cannot be read without what is missing."""
+    paths = (segment.path, segment.head and segment.head.path)
+    return missing.path in paths or segment.shelf == missing.shelf != ""
 
 
 def _failure(error: BaseException) -> Failed:

@@ -1,11 +1,13 @@
 """What workers do: a map task, which writes a file, and a reduce task, which reads a part of many.
 
 A map task calls the mapper with its inputs, collects the pairs by their keys, combines them when they are many and at
-the end, and writes them, partition by partition. They are not sorted: that would be done again by the reducer, which
-must have all values of a key before it can begin, and sorts each key once.
+the end, and writes them, partition by partition, with a number for each key that was in an earlier task of this worker
+(see `vocabulary`). They are not sorted: that would be done again by the reducer, which must have all values of a key
+before it can begin, and sorts each key once.
 
 Every attempt at a task writes a file of its own, under a name that no other has, and tells where it is when it is
-complete. So two attempts at one task do not disturb each other, and nothing of one that died is ever read.
+complete. So two attempts at one task do not disturb each other, and nothing of one that died is ever read. That the
+file of a vocabulary is shared by the tasks of a worker does not change that: no pairs are in there.
 """
 
 from __future__ import annotations
@@ -20,16 +22,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from rmpi.errors import UsageError
-from rmpi.mapreduce.chunks import Chunk, ChunkFile, Piece, Segment, cut
+from rmpi.mapreduce.chunks import Chunk, ChunkFile, Column, Piece, Segment, column_of, pack, pack_coded
 from rmpi.mapreduce.errors import Failed, shortened
-from rmpi.mapreduce.fetching import SegmentLost, chunks_of
+from rmpi.mapreduce.fetching import FileLost, chunks_of
 from rmpi.mapreduce.groups import Folder, Groups, Pairs, keys_per_chunk, pairs_of
 from rmpi.mapreduce.hashing import Partition, chosen_partitions, partitions_of
 from rmpi.mapreduce.ordering import SortKey
 from rmpi.mapreduce.runs import Runs
 from rmpi.mapreduce.storage import Storage
 from rmpi.mapreduce.sweeping import rare_sweeps
+from rmpi.mapreduce.vocabulary import Glossary, Vocabularies, Vocabulary
 from rmpi.places.parcels import open_value
 from rmpi.places.reporter import shortened as shortened_text
 
@@ -38,6 +44,9 @@ CHUNK_BYTES = 4 << 20
 
 _ROOM = 16
 """Chunks that shall fit into the budget of a task."""
+
+_VOCABULARY_PART = 4
+"""Of the budget of a task, one in so many bytes is for vocabularies, beside the pairs."""
 
 _PAIRS = 10_000
 """That a reducer has given before they are written."""
@@ -57,6 +66,16 @@ class Job:
     partitions: int
     memory: int
 
+    def partitions_of(self, keys: Sequence[Any]) -> Sequence[int]:
+        """The partition of each key.
+
+        Raises:
+            UsageError: There is none.
+        """
+        if self.partition is not None:
+            return chosen_partitions(self.partition, keys, self.partitions)
+        return partitions_of(keys, self.partitions)
+
 
 @dataclass(frozen=True, slots=True)
 class Order:
@@ -66,11 +85,13 @@ class Order:
         job: A `Job`, packed.
         storage: Where files go.
         name: Of the directory of the job in there.
+        workers: About how many there are.
     """
 
     job: bytes
     storage: Storage
     name: str
+    workers: int
 
     def new_file(self, kind: str) -> tuple[Callable[[], IO[bytes]], str, str]:
         """What opens a file that is new; its path, and the shelf that has it."""
@@ -114,17 +135,32 @@ def run_map(order: Order, inputs: Sequence[Any]) -> Written | Failed:
     doing = Doing(lambda item: f"input {shortened(item)}")
     make, path, shelf = order.new_file("map")
     file = ChunkFile(make)
+    vocabulary = None
     try:
         job = _opened(order.job)
-        sink = _Partitioned(job, file)
+        vocabulary = _VOCABULARIES.borrow(order.name, lambda: _new_vocabulary(order, job))
+        sink = _Partitioned(job, file, vocabulary)
         with rare_sweeps():
             for chunk in mapped(job, inputs, doing):
                 sink.write(chunk)
         file.close()  # here, because that may fail too
-        return Written(tuple(Segment(path, shelf, tuple(pieces)) for pieces in sink.pieces))
+        _VOCABULARIES.give_back(order.name, vocabulary)
+        return Written(tuple(sink.segment(path, shelf, number) for number in range(job.partitions)))
     except (Exception, SystemExit) as error:
         _discard(file, path)
+        if vocabulary is not None:
+            vocabulary.discard()
         return doing.failed(error)
+
+
+_VOCABULARIES = Vocabularies()
+
+
+def _new_vocabulary(order: Order, job: Job) -> Vocabulary:
+    """One of a size that a reduce task has room for those of all workers."""
+    _, path, _ = order.new_file("keys")
+    budget = job.memory // _VOCABULARY_PART * min(1, job.partitions / order.workers)
+    return Vocabulary(path, job.partitions_of, job.partitions, int(budget))
 
 
 def _discard(file: ChunkFile, path: str) -> None:
@@ -158,40 +194,64 @@ def collected(groups: Groups, returned: Pairs) -> Iterator[Chunk]:
             groups.clear()
 
 
+_Numbers = npt.NDArray[np.uint32]
+_Places = npt.NDArray[np.intp]
+_Packed = Callable[[_Places], bytes]
+
+
 class _Partitioned:
     """Writes chunks by partitions.
 
-    Attributes:
-        pieces: Of the file, for each partition.
+    Args:
+        vocabulary: For keys that come again; None: they do not.
     """
 
-    def __init__(self, job: Job, file: ChunkFile) -> None:
+    def __init__(self, job: Job, file: ChunkFile, vocabulary: Vocabulary | None) -> None:
         self._job = job
         self._file = file
-        self.pieces: list[list[Piece]] = [[] for _ in range(job.partitions)]
+        self._vocabulary = vocabulary
+        self._has_codes = False
+        self._pieces: list[list[Piece]] = [[] for _ in range(job.partitions)]
+
+    def segment(self, path: str, shelf: str, partition: int) -> Segment:
+        """What has been written for a partition."""
+        head = self._vocabulary.head(partition) if self._vocabulary is not None and self._has_codes else None
+        return Segment(path, shelf, tuple(self._pieces[partition]), head)
 
     def write(self, chunk: Chunk) -> None:
         if not chunk.keys:
             return
+        numbers, packed = self._as_codes(chunk) or self._as_keys(chunk)
         step = keys_per_chunk(chunk, chunk_bytes(self._job.memory))
-        for pieces, part in zip(self.pieces, self._parts(chunk), strict=True):
-            pieces += map(self._file.append, cut(part, step))
+        order = np.argsort(numbers, kind="stable")
+        ends = np.cumsum(np.bincount(numbers, minlength=self._job.partitions))
+        for pieces, some in zip(self._pieces, np.split(order, ends[:-1]), strict=True):
+            for start in range(0, len(some), step):
+                pieces.append(self._file.write(packed(some[start : start + step])))
 
-    def _parts(self, chunk: Chunk) -> list[Chunk]:
-        job = self._job
-        if job.partition is not None:
-            numbers = chosen_partitions(job.partition, chunk.keys, job.partitions)
-        else:
-            numbers = partitions_of(chunk.keys, job.partitions)
-        if job.partitions == 1:
-            return [chunk]
-        parts = [Chunk([], [], chunk.grouped) for _ in range(job.partitions)]
-        adders = [(part.keys.append, part.values.append) for part in parts]  # type: ignore[attr-defined]
-        for number, key, value in zip(numbers, chunk.keys, chunk.values, strict=True):
-            add_key, add_value = adders[number]
-            add_key(key)
-            add_value(value)
-        return parts
+    def _as_codes(self, chunk: Chunk) -> tuple[_Numbers, _Packed] | None:
+        """The partitions of the keys, and what packs those at some places; None if they have no codes."""
+        encoded = None if self._vocabulary is None else self._vocabulary.encode(chunk.keys)
+        if encoded is None:
+            return None
+        self._has_codes = True
+        numbers, codes = encoded
+        values = column_of(chunk.values)
+        return numbers, lambda places: pack_coded(codes[places], _picked(values, places), chunk.grouped)
+
+    def _as_keys(self, chunk: Chunk) -> tuple[_Numbers, _Packed]:
+        keys, values, grouped = chunk
+        numbers = np.asarray(self._job.partitions_of(keys), np.uint32)
+        return numbers, lambda places: pack(Chunk(_listed(keys, places), _listed(values, places), grouped))
+
+
+def _picked(column: Column, places: _Places) -> Column:
+    """What is there at these places."""
+    return column[places] if isinstance(column, np.ndarray) else _listed(column, places)
+
+
+def _listed(items: Sequence[Any], places: _Places) -> list[Any]:
+    return [*map(items.__getitem__, places.tolist())]
 
 
 def chunk_bytes(memory: int) -> int:
@@ -210,13 +270,14 @@ def run_reduce(order: Order, partition: int, segments: Sequence[Segment]) -> Wri
     file = ChunkFile(make)
     try:
         job = _opened(order.job)
+        _VOCABULARIES.forget(order.name)
         with rare_sweeps():
             pieces = _reduced_to(file, job, segments, str(Path(path).parent), doing)
         file.close()
         return Written((Segment(path, shelf, pieces),))
-    except SegmentLost as lost:
+    except FileLost as lost:
         _discard(file, path)
-        return Missing(lost.segment.path, lost.shelf)
+        return Missing(lost.path, lost.shelf)
     except (Exception, SystemExit) as error:
         _discard(file, path)
         return doing.failed(error)
@@ -228,9 +289,10 @@ def _reduced_to(
     """Where in ``file`` the results are."""
     groups = Groups(job.combiner, job.memory)
     runs = Runs(directory, job.sort_key, job.memory)
+    glossary = Glossary(job.memory // _VOCABULARY_PART)
     try:
         for segment in segments:
-            for chunk in chunks_of(segment):
+            for chunk in chunks_of(segment, glossary):
                 merge_in(chunk, groups, runs)
         results = reduced(job, groups, runs, doing)
         return tuple(

@@ -11,7 +11,7 @@ from functions import add_up, numbered, words
 from rmpi import places, rpc
 from rmpi.mapreduce import MapReduce
 from rmpi.mapreduce.chunks import Chunk, ChunkFile, Segment
-from rmpi.mapreduce.fetching import SegmentLost, chunks_of
+from rmpi.mapreduce.fetching import FileLost, chunks_of
 from rmpi.mapreduce.shelf import Shelf
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
@@ -62,15 +62,15 @@ def test_a_shelf_that_is_killed_has_everything_when_it_is_back(shelf):
 def test_what_is_not_there_is_lost(shelf):
     segment = written(shelf, CHUNK)
     shelf.end_job("job")
-    with pytest.raises(SegmentLost) as caught:
+    with pytest.raises(FileLost) as caught:
         [*chunks_of(segment)]
-    assert (caught.value.segment, caught.value.shelf) == (segment, "")
+    assert (caught.value.path, caught.value.shelf) == (segment.path, "")
 
 
 @pytest.mark.usefixtures("elsewhere")
 def test_a_shelf_that_is_gone_has_lost_everything():
     segment = Segment("/nowhere", "no such shelf", ((0, 1),))
-    with pytest.raises(SegmentLost) as caught:
+    with pytest.raises(FileLost) as caught:
         [*chunks_of(segment)]
     assert caught.value.shelf == "no such shelf"
     assert [*chunks_of(Segment("/nowhere", "no such shelf", ()))] == []
