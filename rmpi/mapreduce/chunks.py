@@ -48,6 +48,14 @@ class Chunk(NamedTuple):
     grouped: bool
 
 
+class Coded(NamedTuple):
+    """A chunk with codes in place of the keys, or with numbers of another kind that somebody has keys for."""
+
+    codes: npt.NDArray[np.integer[Any]]
+    values: Column
+    grouped: bool
+
+
 def pack(chunk: Chunk) -> bytes:
     """A chunk as bytes.
 
@@ -64,12 +72,13 @@ def pack(chunk: Chunk) -> bytes:
         return _PICKLE + pack_value((keys, values, grouped), "a key or a value")
 
 
-def pack_coded(codes: npt.NDArray[np.uint32], values: Column, grouped: bool) -> bytes:
-    """A chunk with codes for keys.
+def pack_coded(chunk: Coded) -> bytes:
+    """Such a chunk as bytes.
 
     Raises:
         UsageError: A value cannot be pickled.
     """
+    codes, values, grouped = chunk
     if isinstance(values, np.ndarray):
         columns = (codes.tobytes(), values.tobytes(), values.dtype.char)
         return _ARRAYS + marshal.dumps(columns, MARSHAL_VERSION)
@@ -91,20 +100,15 @@ def column_of(values: Sequence[Any]) -> Column:
     return numbers.astype(kind) if kind.kind in "iu" else values
 
 
-def unpack(data: bytes | memoryview, keys: Sequence[Any] = ()) -> Chunk:
-    """The chunk that was packed.
-
-    Args:
-        keys: Those for its codes.
-    """
+def unpack(data: bytes | memoryview) -> Chunk | Coded:
+    """The chunk that was packed."""
     kind, body = data[:1], memoryview(data)[1:]
     if kind == _ARRAYS:
         codes, values, char = marshal.loads(body)
-        numbers = np.frombuffer(codes, np.uint32).tolist()
-        return Chunk([*map(keys.__getitem__, numbers)], np.frombuffer(values, char).tolist(), False)
+        return Coded(np.frombuffer(codes, np.uint32), np.frombuffer(values, char), False)
     if kind == _CODED:
-        chunk = unpack(body)
-        return chunk._replace(keys=[*map(keys.__getitem__, chunk.keys)])
+        keys, values, grouped = unpack(body)
+        return Coded(np.asarray(keys, np.uint32), values, grouped)
     return Chunk(*(marshal.loads(body) if kind == _MARSHAL else pickle.loads(body)))
 
 
@@ -173,7 +177,9 @@ class ChunkFile:
         """A chunk again, if the file was opened for that too."""
         assert self._file is not None
         self._file.flush()
-        return unpack(_read_fully(self._file.fileno(), *piece))
+        chunk = unpack(_read_fully(self._file.fileno(), *piece))
+        assert isinstance(chunk, Chunk)
+        return chunk
 
     def close(self) -> None:
         if self._file is not None:

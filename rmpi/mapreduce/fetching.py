@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from rmpi import places, rpc
 from rmpi.errors import NameNotFound, PeerLost, RemoteError
-from rmpi.mapreduce.chunks import Chunk, Piece, Segment, read_pieces, unpack
+from rmpi.mapreduce.chunks import Chunk, Coded, Piece, Segment, read_pieces, unpack
 from rmpi.mapreduce.shelf import Shelf
 from rmpi.mapreduce.vocabulary import Glossary
 
@@ -31,22 +30,24 @@ class FileLost(Exception):
         self.shelf = shelf
 
 
-def chunks_of(segment: Segment, glossary: Glossary | None = None) -> Iterator[Chunk]:
+def chunks_of(segment: Segment, glossary: Glossary | None = None) -> Iterator[Chunk | Coded]:
     """The chunks of a segment, in turn.
 
     Args:
-        glossary: Where codes are looked up, if there can be any.
+        glossary: If there can be codes; they are replaced by numbers of its keys.
 
     Raises:
         FileLost: They cannot be had, or the keys for their codes cannot.
     """
     if not segment.pieces:
         return
-    keys: Sequence[Any] = ()
-    if segment.head is not None and glossary is not None:
-        keys = glossary.keys(segment.head, lambda path, piece: next(_read(path, segment.shelf, [piece])))
-    for data in _read(segment.path, segment.shelf, segment.pieces):
-        yield unpack(data, keys)
+    chunks = map(unpack, _read(segment.path, segment.shelf, segment.pieces))
+    if segment.head is None or glossary is None:
+        yield from chunks
+        return
+    numbers = glossary.numbers(segment.head, lambda path, piece: next(_read(path, segment.shelf, [piece])))
+    for chunk in chunks:
+        yield chunk._replace(codes=numbers[chunk.codes]) if isinstance(chunk, Coded) else chunk
 
 
 def _read(path: str, shelf: str, pieces: Sequence[Piece]) -> Iterator[bytes | memoryview]:

@@ -11,6 +11,7 @@ import sys
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from types import GeneratorType
 from typing import Any
 
 from rmpi.errors import UsageError
@@ -167,12 +168,17 @@ def _told_apart(key: Any, pairs: list[Any]) -> tuple[list[Any], list[tuple[Any, 
     return kept, others
 
 
+_COMMON = (GeneratorType, list)
+
+
 def pairs_of(returned: Pairs, source: str) -> Iterable[tuple[Any, Any]]:
     """What a function of the user's returned, as pairs.
 
     Raises:
         UsageError: Nobody can iterate over it.
     """
+    if type(returned) in _COMMON:  # two questions to `collections.abc` cost more than a small reducer
+        return returned
     if isinstance(returned, Mapping):
         return returned.items()
     if isinstance(returned, str) or not isinstance(returned, Iterable):

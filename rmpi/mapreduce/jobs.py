@@ -184,7 +184,7 @@ class MapReduce:
             for item in items:
                 for chunk in mapped(job, [item], nothing):
                     merge_in(chunk, groups, runs)
-            return [pair for pairs in reduced(job, groups, runs, nothing) for pair in pairs]
+            return [pair for pairs in reduced(job, runs.merged(groups), nothing) for pair in pairs]
         finally:
             runs.close()
 

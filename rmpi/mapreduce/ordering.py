@@ -69,6 +69,20 @@ def sort_keys(keys: list[Any], sort_key: SortKey | None) -> None:
         raise _no_order(error, sort_key) from error
 
 
+def sorted_places(keys: Sequence[Any], sort_key: SortKey | None) -> list[int]:
+    """Where the keys are, in their order: ``keys[places[0]]`` is the first.
+
+    Raises:
+        UsageError: There is no order among them.
+    """
+    order = order_for(keys, sort_key)
+    found = keys.__getitem__
+    try:
+        return sorted(range(len(keys)), key=found if order is None else lambda place: order(found(place)))
+    except TypeError as error:
+        raise _no_order(error, sort_key) from error
+
+
 def sort_pairs(pairs: list[tuple[Any, Any]], sort_key: SortKey | None) -> None:
     """Sort pairs in place by their keys; those of equal keys stay in order.
 

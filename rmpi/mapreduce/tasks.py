@@ -26,13 +26,14 @@ import numpy as np
 import numpy.typing as npt
 
 from rmpi.errors import UsageError
-from rmpi.mapreduce.chunks import Chunk, ChunkFile, Column, Piece, Segment, column_of, pack, pack_coded
+from rmpi.mapreduce.chunks import Chunk, ChunkFile, Coded, Column, Piece, Segment, column_of, pack, pack_coded
+from rmpi.mapreduce.columns import Columns, decoded
 from rmpi.mapreduce.errors import Failed, shortened
 from rmpi.mapreduce.fetching import FileLost, chunks_of
 from rmpi.mapreduce.groups import Folder, Groups, Pairs, keys_per_chunk, pairs_of
 from rmpi.mapreduce.hashing import Partition, chosen_partitions, partitions_of
 from rmpi.mapreduce.ordering import SortKey
-from rmpi.mapreduce.runs import Runs
+from rmpi.mapreduce.runs import Grouped, Runs
 from rmpi.mapreduce.storage import Storage
 from rmpi.mapreduce.sweeping import rare_sweeps
 from rmpi.mapreduce.vocabulary import Glossary, Vocabularies, Vocabulary
@@ -237,7 +238,7 @@ class _Partitioned:
         self._has_codes = True
         numbers, codes = encoded
         values = column_of(chunk.values)
-        return numbers, lambda places: pack_coded(codes[places], _picked(values, places), chunk.grouped)
+        return numbers, lambda places: pack_coded(Coded(codes[places], _picked(values, places), chunk.grouped))
 
     def _as_keys(self, chunk: Chunk) -> tuple[_Numbers, _Packed]:
         keys, values, grouped = chunk
@@ -287,19 +288,55 @@ def _reduced_to(
     file: ChunkFile, job: Job, segments: Sequence[Segment], directory: str, doing: Doing
 ) -> tuple[Piece, ...]:
     """Where in ``file`` the results are."""
-    groups = Groups(job.combiner, job.memory)
-    runs = Runs(directory, job.sort_key, job.memory)
-    glossary = Glossary(job.memory // _VOCABULARY_PART)
+    gathered = _Gathered(job, directory)
     try:
         for segment in segments:
-            for chunk in chunks_of(segment, glossary):
-                merge_in(chunk, groups, runs)
-        results = reduced(job, groups, runs, doing)
+            gathered.take(segment)
+        results = reduced(job, gathered.merged(), doing)
         return tuple(
             file.append(Chunk([key for key, _ in pairs], [value for _, value in pairs], False)) for pairs in results
         )
     finally:
-        runs.close()
+        gathered.runs.close()
+
+
+class _Gathered:
+    """What a reduce task has got: arrays, as long as it is of that kind and there is room; else groups and runs."""
+
+    def __init__(self, job: Job, directory: str) -> None:
+        self._job = job
+        self._glossary = Glossary(job.memory // _VOCABULARY_PART)
+        self._columns = Columns(self._glossary, job.memory)
+        self._groups = Groups(job.combiner, job.memory)
+        self.runs = Runs(directory, job.sort_key, job.memory)
+
+    def take(self, segment: Segment) -> None:
+        """All chunks of a segment."""
+        for chunk in chunks_of(segment, self._glossary):
+            if not isinstance(chunk, Coded):
+                self._move()
+                merge_in(chunk, self._groups, self.runs)
+            elif not self._columns.add(chunk):
+                self._move()
+                merge_in(decoded(chunk, self._glossary), self._groups, self.runs)
+            elif self._columns.is_full:
+                self._move()
+        if self._glossary.is_full:
+            self._move()
+            self._glossary.clear()
+
+    def _move(self) -> None:
+        """From the arrays to the groups, which come first."""
+        for chunk in self._columns.chunks():
+            merge_in(chunk, self._groups, self.runs)
+        self._columns.clear()
+
+    def merged(self) -> Grouped:
+        """All keys in order, and the values of each."""
+        if self._columns and not self._groups.table and not self.runs:
+            return self._columns.grouped(self._job.sort_key)
+        self._move()
+        return self.runs.merged(self._groups)
 
 
 def merge_in(chunk: Chunk, groups: Groups, runs: Runs) -> None:
@@ -309,11 +346,11 @@ def merge_in(chunk: Chunk, groups: Groups, runs: Runs) -> None:
         runs.spill(groups)
 
 
-def reduced(job: Job, groups: Groups, runs: Runs, doing: Doing) -> Iterator[list[tuple[Any, Any]]]:
+def reduced(job: Job, grouped: Grouped, doing: Doing) -> Iterator[list[tuple[Any, Any]]]:
     """What the reducer gives for all keys, in their order; some thousand pairs at a time."""
     reducer = job.reducer
     pairs: list[tuple[Any, Any]] = []
-    for key, values in runs.merged(groups):
+    for key, values in grouped:
         doing.what = key
         pairs.extend(pairs_of(reducer(key, values), "the reducer"))
         if len(pairs) >= _PAIRS:

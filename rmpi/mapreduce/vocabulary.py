@@ -22,7 +22,7 @@ import marshal
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ class Vocabulary:
         self._counts: npt.NDArray[np.int64] = np.zeros(partitions, np.int64)
         self._records: list[Piece] = [(0, 0)] * partitions
         self._file_bytes = 0
+        self._fresh: list[bytes] = []
         self._memory = 0.0
         self._uses = 0
         self.is_needed = False
@@ -98,7 +99,7 @@ class Vocabulary:
         return Head(self.path, self._records[partition])
 
     def encode(self, keys: Sequence[Any]) -> tuple[npt.NDArray[np.uint32], Codes] | None:
-        """The partition of each key, and its code there; None if these keys are too many, or have none.
+        """The partition of each of some different keys, and its code there; None if they are too many, or have none.
 
         Raises:
             UsageError: There is no partition for a key.
@@ -109,9 +110,24 @@ class Vocabulary:
         known = len(self._numbers)
         numbers = np.fromiter(map(self._numbers.__getitem__, keys), np.intp, len(keys))
         if len(self._numbers) > known:
-            self._learn([*islice(self._numbers, known, None)])
+            self._learn([*map(keys.__getitem__, np.flatnonzero(numbers >= known).tolist())])
         self._uses += len(keys)
         return self._partitions[numbers], self._codes[numbers]
+
+    def settle(self) -> None:
+        """Take copies of the new keys in place of those that tasks had.
+
+        These lie where the mapper's data was, far from each other. As long as they are there, what the next task makes
+        is put into the gaps, and both are slower to get at. So first they go, and with them all memory that was the
+        task's.
+        """
+        fresh, self._fresh = self._fresh, []
+        for data in fresh:
+            for _ in marshal.loads(data):
+                self._numbers.popitem()
+        for data in fresh:
+            keys = marshal.loads(data)
+            self._numbers.update(zip(keys, range(len(self), len(self) + len(keys)), strict=True))
 
     def discard(self) -> None:
         """A task has failed: give back the room of the file, unless another one needs it."""
@@ -136,6 +152,7 @@ class Vocabulary:
                     file.write(data)
                     self._records[partition] = (self._file_bytes, len(data))
                     self._file_bytes += len(data)
+        self._fresh.append(marshal.dumps(keys, MARSHAL_VERSION))
         self._counts += counts
         self._partitions = np.concatenate([self._partitions, partitions])
         self._codes = np.concatenate([self._codes, codes])
@@ -164,6 +181,7 @@ class Vocabularies:
             while self._free:
                 vocabulary = self._free.pop()
                 if vocabulary.is_there:
+                    vocabulary.settle()
                     return vocabulary
         return make()
 
@@ -190,45 +208,61 @@ Read = Callable[[str, Piece], bytes | memoryview]
 
 
 class Glossary:
-    """The reader's side: keys for codes, of all vocabularies that a reduce task meets.
+    """The reader's side: the keys of all vocabularies that a reduce task meets, each once, numbered from 0 on.
 
     Args:
-        budget: Bytes of memory; what is more is forgotten, and read again if need be.
+        budget: Bytes of memory from which it is full.
+
+    Attributes:
+        keys: By number.
     """
 
     def __init__(self, budget: int) -> None:
         self._budget = budget
-        self._known: dict[str, _Known] = {}
+        self.clear()
 
-    def keys(self, head: Head, read: Read) -> Sequence[Any]:
-        """The keys of a vocabulary, by code; at least up to this record.
+    def clear(self) -> None:
+        """Forget everything; it is read again if need be."""
+        self.keys: list[Any] = []
+        self._numbers: defaultdict[Any, int] = defaultdict(count().__next__)
+        self._known: dict[str, _Known] = {}
+        self._memory = 0.0
+
+    @property
+    def is_full(self) -> bool:
+        return self._memory >= self._budget
+
+    def numbers(self, head: Head, read: Read) -> npt.NDArray[np.intp]:
+        """The number of the key of each code of a vocabulary; at least up to this record.
 
         Raises:
             Whatever ``read`` does.
         """
-        known = self._known.pop(head.path, None) or _Known()
+        known = self._known.setdefault(head.path, _Known())
         new: list[list[Any]] = []
         record = head.record
-        while record[0] + record[1] > known.end:
-            start, length, keys = marshal.loads(read(head.path, record))
+        while sum(record) > known.end:
+            *before, keys = marshal.loads(read(head.path, record))
             new.append(keys)
-            record = (start, length)
-        if new:
-            known.end = sum(head.record)
-            known.memory += sum(len(keys) * (8 + mean_size(keys)) for keys in new)
-            known.keys += [key for keys in reversed(new) for key in keys]
-        self._known[head.path] = known  # the last, as the one that was used last
-        while len(self._known) > 1 and sum(each.memory for each in self._known.values()) > self._budget:
-            del self._known[next(iter(self._known))]
-        return known.keys
+            record = (before[0], before[1])
+        for keys in reversed(new):
+            self._learn(known, keys)
+        known.end = max(known.end, sum(head.record))
+        return known.numbers
+
+    def _learn(self, known: _Known, keys: list[Any]) -> None:
+        numbers = np.fromiter(map(self._numbers.__getitem__, keys), np.intp, len(keys))
+        new = [*map(keys.__getitem__, np.flatnonzero(numbers >= len(self.keys)).tolist())]
+        self.keys += new
+        known.numbers = np.concatenate([known.numbers, numbers])
+        self._memory += numbers.nbytes + len(new) * (_PER_KEY + mean_size(new))
 
 
 class _Known:
     """What was read of a vocabulary: all of its partition up to byte ``end`` of the file."""
 
-    __slots__ = ("end", "keys", "memory")
+    __slots__ = ("end", "numbers")
 
     def __init__(self) -> None:
-        self.keys: list[Any] = []
+        self.numbers: npt.NDArray[np.intp] = np.empty(0, np.intp)
         self.end = 0
-        self.memory = 0.0
