@@ -96,8 +96,8 @@ def column_of(values: Sequence[Any]) -> Column:
         numbers = np.fromiter(values, np.int64, len(values))
     except OverflowError:
         return values
-    kind = np.result_type(np.min_scalar_type(numbers.min()), np.min_scalar_type(numbers.max()))
-    return numbers.astype(kind) if kind.kind in "iu" else values
+    least, most = int(numbers.min()), int(numbers.max())
+    return numbers.astype(np.min_scalar_type(most if least >= 0 else min(least, -1 - most)))
 
 
 def unpack(data: bytes | memoryview) -> Chunk | Coded:

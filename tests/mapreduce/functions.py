@@ -31,6 +31,10 @@ def itself(item):
     return [(item, item)]
 
 
+def backwards(key):
+    return [-ord(letter) for letter in key]
+
+
 def nothing(_item):
     return ()
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rmpi.errors import UsageError
-from rmpi.mapreduce.chunks import Chunk, ChunkFile, cut, pack, read_pieces, unpack
+from rmpi.mapreduce.chunks import Chunk, ChunkFile, Coded, column_of, cut, pack, pack_coded, read_pieces, unpack
 
 CHUNKS = {
     "simple": Chunk(["a", b"b", 1, 2.5, True], [1, 2.5, None, False, 10**30], False),
@@ -59,3 +59,32 @@ def test_pieces_of_a_file_are_read_alone(tmp_path):
 
 def test_a_chunk_is_cut():
     assert [*cut(Chunk("abc", [1, 2, 3], False), 2)] == [Chunk("ab", [1, 2], False), Chunk("c", [3], False)]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([1, 2], "uint8"),
+        ([-1, 300], "int16"),
+        ([0, 2**40], "uint64"),
+        ([-1, 128], "int16"),
+        ([-128, 127], "int8"),
+        ([-1, 2**63 - 1], "int64"),
+        ([0.5, float("inf")], "float64"),
+        ([1, 2.5], None),
+        ([True], None),
+        ([2**70], None),
+        (["a"], None),
+        ([[1], [2, 3]], None),
+    ],
+    ids=repr,
+)
+def test_values_are_arrays_if_they_come_out_as_they_are(values, kind):
+    column = column_of(values)
+    assert (column.dtype.name if isinstance(column, np.ndarray) else None) == kind
+    codes = np.arange(len(values), dtype=np.uint32)
+    read = unpack(pack_coded(Coded(codes, column, False)))
+    assert isinstance(read, Coded)
+    assert read.codes.tolist() == codes.tolist()
+    found = read.values.tolist() if isinstance(read.values, np.ndarray) else read.values
+    assert (found, [*map(type, found)]) == (values, [*map(type, values)])

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rmpi.errors import UsageError
-from rmpi.mapreduce.ordering import native, place_of, sort_keys, sort_pairs
+from rmpi.mapreduce.ordering import native, place_of, sort_keys, sort_pairs, sorted_places
 
 
 class Colour(Enum):
@@ -71,6 +71,16 @@ def test_keys_of_all_types_have_one_order():
     random.Random(1).shuffle(keys)
     sort_keys(keys, None)
     assert [*map(repr, keys)] == [*map(repr, IN_ORDER)]
+
+
+@pytest.mark.parametrize("sort_key", [None, str], ids=repr)
+def test_places_of_keys_in_order(sort_key):
+    keys = [3, "a", None, 1.5, 20]
+    ordered = [*keys]
+    sort_keys(ordered, sort_key)
+    assert [keys[place] for place in sorted_places(keys, sort_key)] == ordered
+    with pytest.raises(UsageError, match="cannot be sorted by sort_key"):
+        sorted_places(keys, lambda key: key)
 
 
 def test_equal_keys_have_equal_places():
