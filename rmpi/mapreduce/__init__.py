@@ -12,9 +12,9 @@
         for word, times in mr.map_reduce(text_splits(files), count, add_up):
             print(word, times)
 
-Bottom up: `hashing` and `ordering` are what keys need; `groups` and `runs` collect pairs in memory and beyond;
-`chunks`, `storage`, `shelf` and `fetching` are how they get from task to task; `tasks` is what workers do, `schedule`
-decides, `running` acts, and `jobs` is the face. The names below are loaded when they are first used (PEP 562).
+Bottom up: `hashing` and `ordering` are what keys need, and `vocabulary` what keys need that come again; `groups`,
+`columns` and `runs` collect pairs in memory and beyond; `chunks`, `storage`, `shelf` and `fetching` are how they get
+from task to task; `tasks` is what workers do, `schedule` decides, `running` acts, and `jobs` is the face. The names below are loaded when they are first used (PEP 562).
 """
 
 from __future__ import annotations
