@@ -14,7 +14,8 @@
 
 Bottom up: `hashing` and `ordering` are what keys need, and `vocabulary` what keys need that come again; `groups`,
 `columns` and `runs` collect pairs in memory and beyond; `chunks`, `storage`, `shelf` and `fetching` are how they get
-from task to task; `tasks` is what workers do, `schedule` decides, `running` acts, and `jobs` is the face. The names below are loaded when they are first used (PEP 562).
+from task to task; `tasks` is what workers do, `schedule` decides, `running` acts, and `jobs` is the face. The names
+below are loaded when they are first used (PEP 562).
 """
 
 from __future__ import annotations
