@@ -57,7 +57,7 @@ def nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     assert [*directory.iterdir()] == []
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MapReduce]:
     directory = tmp_path_factory.mktemp("two")
     with MapReduce(2, directory=directory) as mr:
