@@ -43,7 +43,8 @@ def footprint():
 
 @pytest.fixture(scope="module")
 def system():
-    """This program's own node."""
+    """This program's own node, without what other tests had there."""
+    places.shutdown()
     descriptors, children, threads = footprint()
     yield places.here()
     places.shutdown()
