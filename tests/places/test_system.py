@@ -4,10 +4,12 @@ Most tests share one system, and after each nothing of it is left but what it ne
 """
 
 import gc
+import io
 import logging
 import os
 import re
 import signal
+import sys
 import threading
 from pathlib import Path
 
@@ -238,10 +240,12 @@ def test_a_hundred_places(node):
         ("raise KeyError('key')", 1, PeerLost),
     ],
 )
-def test_how_a_place_ends(node, capsys, deed, status, error, kind):
+def test_how_a_place_ends(node, monkeypatch, deed, status, error, kind):
+    said = io.StringIO()  # capsys loses what is written while it is read
+    monkeypatch.setattr(sys, "stderr", said)
     place = node.spawn("played:act", deed, kind=kind, name="one")
     assert place.wait(LIMIT) == status
-    while "a text" in deed and "a text" not in capsys.readouterr().err:  # threads share what they write to
+    while "a text" in deed and "a text" not in said.getvalue():  # threads share what they write to
         pass
     assert not place.alive
     with pytest.raises(error) as caught:
