@@ -313,14 +313,13 @@ class _Gathered:
     def take(self, segment: Segment) -> None:
         """All chunks of a segment."""
         for chunk in chunks_of(segment, self._glossary):
-            if not isinstance(chunk, Coded):
-                self._move()
-                merge_in(chunk, self._groups, self.runs)
-            elif not self._columns.add(chunk):
-                self._move()
-                merge_in(decoded(chunk, self._glossary), self._groups, self.runs)
-            elif self._columns.is_full:
-                self._move()
+            if isinstance(chunk, Coded) and self._columns.add(chunk):
+                if self._columns.is_full:
+                    self._move()
+                continue
+            self._move()
+            plain = decoded(chunk, self._glossary) if isinstance(chunk, Coded) else chunk
+            merge_in(plain, self._groups, self.runs)
         if self._glossary.is_full:
             self._move()
             self._glossary.clear()

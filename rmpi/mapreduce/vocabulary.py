@@ -70,6 +70,7 @@ class Vocabulary:
         self._records: list[Piece] = [(0, 0)] * partitions
         self._file_bytes = 0
         self._fresh: list[bytes] = []
+        self._settled = 0  # keys that are copies of ours
         self._memory = 0.0
         self._uses = 0
         self.is_needed = False
@@ -122,12 +123,12 @@ class Vocabulary:
         task's.
         """
         fresh, self._fresh = self._fresh, []
-        for data in fresh:
-            for _ in marshal.loads(data):
-                self._numbers.popitem()
+        while len(self) > self._settled:
+            self._numbers.popitem()
         for data in fresh:
             keys = marshal.loads(data)
             self._numbers.update(zip(keys, range(len(self), len(self) + len(keys)), strict=True))
+        self._settled = len(self)
 
     def discard(self) -> None:
         """A task has failed: give back the room of the file, unless another one needs it."""
